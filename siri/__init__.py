@@ -1,0 +1,1 @@
+"""SIRI: skills an agent finds in its own successes, validated by paired rollouts and internalised."""
