@@ -1,0 +1,116 @@
+"""The policy: a causal language model of transformers with its tokenizer, and its forward pass over packed rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from siri.engine import attention
+from siri.engine.errors import UserError
+from siri.engine.trajectory import PackedBatch
+from siri.kernels import linear_logprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The vocabulary projection, as the fused losses take it."""
+
+    weight: torch.Tensor
+    """[V, H], the parameter itself (tied to the embedding or not)."""
+    bias: torch.Tensor | None
+    softcap: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A model to train and the tokenizer its tokens come from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    """Directory or hub id it was loaded from; the sampler reads its configuration there."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def head(self) -> Head:
+        output = self.model.get_output_embeddings()
+        assert isinstance(output, nn.Linear)
+        return Head(
+            weight=output.weight,
+            bias=output.bias,
+            softcap=getattr(self.model.config, "final_logit_softcapping", None),
+        )
+
+    def hidden_L(self, batch: PackedBatch) -> torch.Tensor:
+        """Final hidden states [L, H] of the positions that predict the trained tokens. `batch` is on the model's device."""
+        bounds = batch.cu_seqlens.tolist()
+        # A 4-D mask is passed through by transformers as it is; ours is never read. Without it the library would
+        # build a [T, T] block mask for packed positions.
+        unused_mask = torch.zeros(1, 1, 1, 1, device=batch.input_ids_T.device)
+        output = self.model.base_model(
+            input_ids=batch.input_ids_T.unsqueeze(0),
+            position_ids=batch.position_T.unsqueeze(0),
+            attention_mask=unused_mask,
+            use_cache=False,
+            row_bounds=bounds,
+        )
+        return output.last_hidden_state.squeeze(0).index_select(0, batch.hidden_index_L)
+
+    @torch.no_grad()
+    def logprob_L(self, batch: PackedBatch, *, temperature: float) -> torch.Tensor:
+        """Log-probability f32[L] (nats) of each trained token at `temperature`."""
+        head = self.head
+        return linear_logprob(
+            self.hidden_L(batch), head.weight, batch.target_L,
+            bias=head.bias, softcap=head.softcap, temperature=temperature,
+        )  # fmt: skip
+
+    def save(self, directory: Path) -> None:
+        """Write a directory that transformers and vLLM load."""
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def load_policy(source: str, *, dtype: torch.dtype, device: torch.device) -> Policy:
+    """Load model and tokenizer from a directory or hub id.
+
+    Raises UserError if there is no such model, if it is not a causal LM, or if its head is not a plain linear layer.
+    """
+    name = attention.register()
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"policy.model: {source!r} cannot be loaded as a causal language model ({_first_line(error)}); "
+            "give `tiny`, `smollm2-135m`, a directory in transformers format, or a hub id that this machine can reach"
+        ) from error
+    _check_head(model, source, config)
+    model.to(device)
+    model.eval()  # no dropout: with it, trainer and sampler would be two policies
+    return Policy(model=model, tokenizer=tokenizer, source=source)
+
+
+def _check_head(model: PreTrainedModel, source: str, config: Any) -> None:
+    output = model.get_output_embeddings()
+    if not isinstance(output, nn.Linear):
+        raise UserError(
+            f"policy.model: {source!r} ends in a {type(output).__name__}; the fused losses need a plain linear head, "
+            "so use a model without adapters or quantisation on its lm_head"
+        )
+    scale = getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", None)
+    if scale not in (None, 1, 1.0):
+        raise UserError(
+            f"policy.model: {source!r} scales its logits by {scale}, which the losses do not model; use another model"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]

