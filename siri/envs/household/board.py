@@ -1,0 +1,195 @@
+"""Static tables of one game: everything about a problem that play cannot change, with names ready to print.
+
+Receptacles, things and places are numbered in the order of their lower-cased ids, which is the order in which TextWorld
+lists them. Display names follow `AlfredDemangler`: the id's first part, plus "basin" where the id has that word, and a
+number that counts down, so the first id of a kind gets the highest number.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from siri.engine.errors import UserError
+from siri.envs.household.problem import Problem, Thing
+
+CLEANERS = ("Sink", "SinkBasin")
+HEATERS = ("Microwave",)
+COOLERS = ("Fridge",)
+KNIVES = ("Knife", "ButterKnife")
+_TREATMENT = {
+    "pick_clean_then_place_in_recep": "cleanable",
+    "pick_heat_then_place_in_recep": "heatable",
+    "pick_cool_then_place_in_recep": "coolable",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """One place to stand at."""
+
+    receptacles: tuple[int, ...]
+    """Receptacles within reach, by number."""
+    openable: tuple[int, ...]
+    """The openable ones among them."""
+    facing: str
+    """Their names as `look` prints them."""
+    examine: tuple[str, ...]
+    """Examine commands for them, sorted."""
+    go_to: tuple[str, ...]
+    """Go-to commands for all receptacles out of reach, sorted."""
+    cleaners: tuple[str, ...]
+    heaters: tuple[str, ...]
+    coolers: tuple[str, ...]
+    """Names of the receptacles here that clean, heat and cool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """Tables of a whole game. Thing numbers index the `thing_*` columns, receptacle numbers the `receptacle_*` ones."""
+
+    spots: tuple[Spot, ...]
+    start: int
+    room: str
+    """Every receptacle, as `look` prints it from the middle of the room."""
+
+    receptacle_name: tuple[str, ...]
+    receptacle_spot: tuple[int, ...]
+    receptacle_openable: tuple[bool, ...]
+    receptacle_by_name: dict[str, int]
+    accepts: tuple[frozenset[int], ...]
+    """Things that may be put there, for each receptacle."""
+
+    thing_name: tuple[str, ...]
+    thing_by_name: dict[str, int]
+    inner: tuple[str, ...]
+    """For a container thing, what stands inside it, as printed; "" for other things."""
+    pickupable: frozenset[int]
+    cleanable: frozenset[int]
+    heatable: frozenset[int]
+    coolable: frozenset[int]
+    toggleable: frozenset[int]
+    sliceable: frozenset[int]
+    knives: frozenset[int]
+
+    opened: int
+    """Bit r: receptacle r is open at the start."""
+    cool: int
+    """Bit t: thing t is cool at the start."""
+    contents: tuple[tuple[int, ...], ...]
+    """Things in each receptacle at the start."""
+    things_at: tuple[tuple[int, ...], ...]
+    """Things at each spot at the start."""
+
+    task_type: str
+    goal_things: frozenset[int]
+    """Things of the goal's type that can be treated as it asks."""
+    goal_receptacles: tuple[int, ...]
+    """Receptacles of the goal's type; none for the lamp task."""
+    goal_lamps: frozenset[int]
+
+
+def listing(names: Sequence[str]) -> str:
+    """`a pen 1, a mug 2, and a mug 1`, as TextWorld joins it; `nothing` for none."""
+    if not names:
+        return "nothing"
+    if len(names) == 1:
+        return "a " + names[0]
+    return "a " + ", a ".join(names[:-1]) + ", and a " + names[-1]
+
+
+def display_names(ids: Iterable[str]) -> dict[str, str]:
+    """The printed name of each id. Raises UserError for an id without `_bar_`, which TextWorld cannot number."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for id in sorted(ids, key=str.lower):
+        kind, bar, _ = id.lower().partition("_bar_")
+        if not bar:
+            raise UserError(f"id '{id}': ids of receptacles and things must hold '_bar_', such as Mug_bar_1; rename it")
+        kinds[kind + ("basin" if "basin" in id.lower() else "")].append(id)
+    return {id: f"{kind} {len(same) - i}" for kind, same in kinds.items() for i, id in enumerate(same)}
+
+
+def build_board(problem: Problem) -> Board:
+    """Compiles a problem; about 1 ms. Raises UserError for ids that cannot be named."""
+    receptacles = sorted(problem.receptacles, key=lambda r: r.id.lower())
+    things = sorted(problem.things, key=lambda t: t.id.lower())
+    names = display_names([r.id for r in receptacles] + [t.id for t in things])
+    receptacle_name = tuple(names[r.id] for r in receptacles)
+    thing_name = tuple(names[t.id] for t in things)
+    used = {r.location for r in receptacles} | {t.location for t in things if t.location} | {problem.start}
+    spot_number = {location: i for i, location in enumerate(sorted(used, key=str.lower))}
+    receptacle_spot = tuple(spot_number[r.location] for r in receptacles)
+
+    def where(flag: str) -> frozenset[int]:
+        return frozenset(i for i, thing in enumerate(things) if getattr(thing, flag))
+
+    def named(kinds: tuple[str, ...], here: Iterable[int]) -> tuple[str, ...]:
+        return tuple(sorted(receptacle_name[r] for r in here if receptacles[r].type in kinds))
+
+    def spot(number: int) -> Spot:
+        here = tuple(r for r, at in enumerate(receptacle_spot) if at == number)
+        reach = [receptacle_name[r] for r in here]
+        return Spot(
+            receptacles=here,
+            openable=tuple(r for r in here if receptacles[r].openable),
+            facing=", ".join(reach[:-1]) + (", and " if len(reach) > 1 else "") + "".join(reach[-1:]),
+            examine=tuple(sorted("examine " + name for name in reach)),
+            go_to=tuple(sorted("go to " + name for name in receptacle_name if name not in reach)),
+            cleaners=named(CLEANERS, here),
+            heaters=named(HEATERS, here),
+            coolers=named(COOLERS, here),
+        )
+
+    things_of_type: dict[str, list[int]] = defaultdict(list)
+    for i, thing in enumerate(things):
+        if thing.type:
+            things_of_type[thing.type].append(i)
+    accepted: dict[str, list[int]] = defaultdict(list)
+    for receptacle_type, object_type in problem.can_contain:
+        accepted[receptacle_type] += things_of_type[object_type]
+    contents: dict[str, list[int]] = defaultdict(list)
+    inner: dict[str, list[str]] = defaultdict(list)
+    things_at: dict[str, list[int]] = defaultdict(list)
+    for i, thing in enumerate(things):
+        for id in thing.receptacles:
+            contents[id].append(i)
+        for id in thing.inside:
+            if id != thing.id:  # Three official games put a pot into itself; TextWorld does not list it.
+                inner[id].append(thing_name[i])
+        if thing.location:
+            things_at[thing.location].append(i)
+
+    goal = problem.goal
+    look = goal.task_type == "look_at_obj_in_light"
+    treatable = where(_TREATMENT[goal.task_type]) if goal.task_type in _TREATMENT else frozenset(range(len(things)))
+    return Board(
+        spots=tuple(spot(i) for i in range(len(spot_number))),
+        start=spot_number[problem.start],
+        room=listing(receptacle_name),
+        receptacle_name=receptacle_name,
+        receptacle_spot=receptacle_spot,
+        receptacle_openable=tuple(r.openable for r in receptacles),
+        receptacle_by_name={name: i for i, name in enumerate(receptacle_name)},
+        accepts=tuple(frozenset(accepted[r.type]) for r in receptacles),
+        thing_name=thing_name,
+        thing_by_name={name: i for i, name in enumerate(thing_name)},
+        inner=tuple(_inside(thing, inner) for thing in things),
+        pickupable=where("pickupable"),
+        cleanable=where("cleanable"),
+        heatable=where("heatable"),
+        coolable=where("coolable"),
+        toggleable=where("toggleable"),
+        sliceable=where("sliceable"),
+        knives=frozenset(i for i, thing in enumerate(things) if thing.type in KNIVES),
+        opened=sum(1 << i for i, r in enumerate(receptacles) if r.opened),
+        cool=sum(1 << i for i, thing in enumerate(things) if thing.cool),
+        contents=tuple(tuple(contents[r.id]) for r in receptacles),
+        things_at=tuple(tuple(things_at[location]) for location in spot_number),
+        task_type=goal.task_type,
+        goal_things=frozenset(things_of_type[goal.object_type]) & treatable,
+        goal_receptacles=tuple(i for i, r in enumerate(receptacles) if not look and r.type == goal.target_type),
+        goal_lamps=where("toggleable") & frozenset(things_of_type[goal.target_type] if look else ()),
+    )
+
+
+def _inside(thing: Thing, inner: dict[str, list[str]]) -> str:
+    return listing(inner[thing.id]) if thing.container else ""
