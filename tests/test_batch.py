@@ -1,0 +1,312 @@
+"""Packing: every trained token once, whatever the batch size, the merging or the number of ranks."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from siri.engine.batch import count_nonfinite_logprobs, make_rows, pack, plan_minibatches, rows_by_group
+from siri.engine.errors import UserError
+from siri.engine.trajectory import Ended, Minibatch, PackedBatch, TrainRow, Trajectory, Turn
+
+VOCABULARY = 12
+
+
+def turn(prompt: Sequence[int], action: Sequence[int], logprob: float = -1.0) -> Turn:
+    return Turn(
+        prompt_ids=np.array(prompt, dtype=np.int32),
+        action_ids=np.array(action, dtype=np.int32),
+        behavior_logprob=np.full(len(action), logprob, dtype=np.float32),
+        action_span=(0, len(action)),
+        observation="",
+        action="",
+        anchor=b"",
+        reward=0.0,
+        action_valid=True,
+        policy_version=0,
+    )
+
+
+def trajectory(turns: Sequence[Turn], group: int = 0, member: int = 0, ended: Ended = Ended.DONE) -> Trajectory:
+    return Trajectory(
+        group=group,
+        member=member,
+        task_id="",
+        task_type="",
+        task="",
+        turns=tuple(turns),
+        success=False,
+        ended=ended,
+    )
+
+
+def row(ids: Sequence[int], positions: Sequence[int], advantage: float = 1.0, behavior: bool = True) -> TrainRow:
+    trained = len(positions)
+    return TrainRow(
+        ids=np.array(ids, dtype=np.int32),
+        loss_positions=np.array(positions, dtype=np.int64),
+        behavior_logprob=np.full(trained, -0.5, dtype=np.float32) if behavior else None,
+        advantage=np.full(trained, advantage, dtype=np.float32),
+        distill_weight=np.full(trained, 0.0 if behavior else 0.25, dtype=np.float32),
+    )
+
+
+@st.composite
+def train_rows(draw: st.DrawFn) -> TrainRow:
+    ids = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20))
+    positions = draw(st.sets(st.integers(1, len(ids) - 1))) if len(ids) > 1 else set()
+    numbers = st.floats(-5, 5, width=32)
+    logprob = st.one_of(numbers, st.sampled_from([np.nan, -np.inf, np.inf]))
+
+    def column(values: st.SearchStrategy[float]) -> np.ndarray:
+        return np.array(draw(st.lists(values, min_size=len(positions), max_size=len(positions))), dtype=np.float32)
+
+    return TrainRow(
+        ids=np.array(ids, dtype=np.int32),
+        loss_positions=np.array(sorted(positions), dtype=np.int64),
+        behavior_logprob=column(logprob) if draw(st.booleans()) else None,
+        advantage=column(numbers),
+        distill_weight=column(st.sampled_from([0.0, 0.5])),
+    )
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Trajectory:
+    """Turns that extend the one before, nearly extend it, or start anew."""
+    tokens = st.lists(st.integers(0, 2), max_size=4)
+    turns: list[Turn] = []
+    for _ in range(draw(st.integers(0, 6))):
+        before = [*turns[-1].prompt_ids, *turns[-1].action_ids] if turns else []
+        kept = draw(st.sampled_from([before, before, before[:-1], []]))
+        turns.append(turn([*kept, *draw(tokens)] or [1], draw(tokens)))
+    return trajectory(turns)
+
+
+def trained_tokens_of_rows(rows: Sequence[TrainRow]) -> Counter:
+    """Multiset of (row so far, token, advantage, log-prob, distillation weight)."""
+    found: Counter = Counter()
+    for one in rows:
+        logprobs = [np.nan] * len(one.loss_positions) if one.behavior_logprob is None else one.behavior_logprob
+        columns = zip(one.loss_positions, one.advantage, logprobs, one.distill_weight, strict=True)
+        for position, advantage, logprob, weight in columns:
+            logprob = float(logprob) if np.isfinite(logprob) else None
+            context = tuple(one.ids[:position].tolist())
+            found[context, int(one.ids[position]), float(advantage), logprob, float(weight)] += 1
+    return found
+
+
+def trained_tokens_of_batches(batches: Sequence[PackedBatch]) -> Counter:
+    """The same, read from packed batches as a model would: positions and boundaries must agree."""
+    found: Counter = Counter()
+    for batch in batches:
+        starts = batch.cu_seqlens.tolist()
+        for index, target, advantage, logprob, policy, distill in zip(
+            batch.hidden_index_L.tolist(),
+            batch.target_L.tolist(),
+            batch.advantage_L.tolist(),
+            batch.behavior_logprob_L.tolist(),
+            batch.policy_weight_L.tolist(),
+            batch.distill_weight_L.tolist(),
+            strict=True,
+        ):
+            start = max(s for s in starts[:-1] if s <= index)
+            assert batch.position_T[start : index + 1].tolist() == list(range(index - start + 1))
+            context = tuple(batch.input_ids_T[start : index + 1].tolist())
+            assert policy == float(np.isfinite(logprob))
+            found[context, target, advantage, logprob if policy else None, distill] += 1
+    return found
+
+
+def test_worked_example() -> None:
+    """The example in the module's docstring, literally."""
+    merged = make_rows(trajectory([turn([5, 6], [7, 8]), turn([5, 6, 7, 8, 9], [4])]), np.array([0.5, -2.0]))
+    assert len(merged) == 1
+    assert merged[0].ids.tolist() == [5, 6, 7, 8, 9, 4]
+    assert merged[0].loss_positions.tolist() == [2, 3, 5]
+    assert merged[0].advantage.tolist() == [0.5, 0.5, -2.0]
+
+    [batch] = pack([row([1, 2, 3], [2]), merged[0]], max_tokens=9)
+    assert batch.input_ids_T.tolist() == [5, 6, 7, 8, 9, 4, 1, 2, 3]
+    assert batch.position_T.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
+    assert batch.cu_seqlens.tolist() == [0, 6, 9]
+    assert batch.target_L.tolist() == [7, 8, 4, 3]
+    assert batch.hidden_index_L.tolist() == [1, 2, 4, 7]
+    assert batch.advantage_L.tolist() == [0.5, 0.5, -2.0, 1.0]
+    assert batch.behavior_logprob_L.tolist() == [-1.0, -1.0, -1.0, -0.5]
+
+
+@settings(deadline=None)
+@given(rows=st.lists(train_rows(), max_size=12), spare=st.integers(0, 40))
+def test_packing_keeps_every_trained_token_once(rows: list[TrainRow], spare: int) -> None:
+    limit = max((len(one.ids) for one in rows), default=1) + spare
+    batches = pack(rows, limit)
+    assert all(0 < batch.num_tokens <= limit for batch in batches)
+    assert sum(batch.num_tokens for batch in batches) == sum(len(one.ids) for one in rows)
+    assert trained_tokens_of_batches(batches) == trained_tokens_of_rows(rows)
+
+
+@settings(deadline=None)
+@given(episode=conversations())
+def test_merging_trains_the_same_tokens_after_the_same_contexts(episode: Trajectory) -> None:
+    advantages = np.arange(len(episode.turns), dtype=np.float64)
+    apart = [make_rows(trajectory([one]), advantages[index : index + 1]) for index, one in enumerate(episode.turns)]
+    merged = make_rows(episode, advantages)
+    assert trained_tokens_of_rows(merged) == trained_tokens_of_rows([one for rows in apart for one in rows])
+    assert all(len(one.loss_positions) > 0 for one in merged)
+
+
+def test_prompts_written_anew_stay_apart() -> None:
+    rows = make_rows(trajectory([turn([5, 6], [7]), turn([5, 6, 8], [7]), turn([5, 6, 8, 7], [9])]), np.ones(3))
+    assert [one.ids.tolist() for one in rows] == [[5, 6, 7], [5, 6, 8, 7, 9]]
+    assert [one.loss_positions.tolist() for one in rows] == [[2], [3, 4]]
+
+
+def test_nothing_to_train() -> None:
+    assert make_rows(trajectory([]), np.zeros(0)) == []
+    assert make_rows(trajectory([turn([3, 4], [])]), np.zeros(1)) == []
+    assert pack([], 10) == []
+    assert plan_minibatches({}, num_minibatches=3, max_tokens=10, seed=(0,)) == []
+
+
+def test_one_token_row() -> None:
+    [batch] = pack([row([3], [])], 1)
+    assert batch.input_ids_T.tolist() == [3]
+    assert batch.cu_seqlens.tolist() == [0, 1]
+    assert batch.num_trained == 0
+
+
+def test_row_longer_than_the_limit_names_the_setting() -> None:
+    with pytest.raises(UserError, match=r"max_batch_tokens: 4 .* row of 5 tokens"):
+        pack([row([1, 2], [1]), row([1, 2, 3, 4, 5], [4])], 4)
+
+
+def test_token_without_predecessor_is_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        pack([row([1, 2], [1]), row([3], [0])], 4)
+
+
+def test_nonfinite_sampler_logprobs_leave_the_policy_loss_and_are_counted() -> None:
+    odd = row([1, 2, 3, 4], [1, 2, 3])
+    odd.behavior_logprob[:] = [-np.inf, -0.5, np.nan]
+    rows = [odd, row([1, 2], [1], behavior=False)]
+    assert count_nonfinite_logprobs(rows) == 2
+    [batch] = pack(rows, 10)
+    assert batch.policy_weight_L.tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert batch.behavior_logprob_L.isnan().tolist() == [True, False, True, True]
+
+
+def plan_on_ranks(ranks: Sequence[dict[int, list[TrainRow]]], **settings: object) -> list[list[Minibatch]]:
+    """One plan a rank, with real reductions: a first pass collects what each rank sends, a second answers it."""
+    sent: dict[str, list[np.ndarray]] = {"sum": [], "max": []}
+
+    def send(kind: str, counts: np.ndarray) -> np.ndarray:
+        sent[kind].append(counts.copy())
+        return counts
+
+    for rows in ranks:
+        plan_minibatches(rows, reduce_sum=lambda c: send("sum", c), reduce_max=lambda c: send("max", c), **settings)
+    assert len(sent["sum"]) == len(sent["max"]) == len(ranks)
+    total, most = np.sum(sent["sum"], axis=0), np.max(sent["max"], axis=0)
+    return [plan_minibatches(rows, reduce_sum=lambda c: total, reduce_max=lambda c: most, **settings) for rows in ranks]
+
+
+@settings(deadline=None)
+@given(
+    groups=st.lists(st.lists(train_rows(), max_size=5), max_size=5),
+    world=st.integers(1, 3),
+    num_minibatches=st.integers(1, 4),
+    max_tokens=st.integers(20, 60),
+)
+def test_ranks_agree_on_steps_and_denominators(
+    groups: list[list[TrainRow]], world: int, num_minibatches: int, max_tokens: int
+) -> None:
+    settings = {"num_minibatches": num_minibatches, "max_tokens": max_tokens, "seed": (7, 1)}
+    ranks = [{g: rows for g, rows in enumerate(groups) if g % world == rank} for rank in range(world)]
+    plans = plan_on_ranks(ranks, **settings)
+    alone = plan_minibatches(dict(enumerate(groups)), **settings)
+
+    assert all(len(plan) == len(alone) <= num_minibatches for plan in plans)
+    for step, one in enumerate(alone):
+        on_ranks = [plan[step] for plan in plans]
+        assert len({len(minibatch.batches) for minibatch in on_ranks}) == 1
+        batches = [batch for minibatch in on_ranks for batch in minibatch.batches]
+        assert any(batch.num_tokens > 0 for batch in batches)
+        # The same tokens take part in a step on one rank and on several, padding adds none, and the counts are theirs.
+        assert trained_tokens_of_batches(batches) == trained_tokens_of_batches(one.batches)
+        policy = sum(int((batch.policy_weight_L > 0).sum()) for batch in batches)
+        distill = sum(int((batch.distill_weight_L > 0).sum()) for batch in batches)
+        assert {(m.policy_tokens, m.distill_tokens) for m in [*on_ranks, one]} == {(policy, distill)}
+    everything = [batch for plan in plans for minibatch in plan for batch in minibatch.batches]
+    assert trained_tokens_of_batches(everything) == trained_tokens_of_rows([r for rows in groups for r in rows])
+
+
+def test_every_group_is_dealt_evenly_and_by_the_seed() -> None:
+    rows = {group: [row([group, member], [1]) for member in range(8)] for group in range(4)}
+    plans = {
+        seed: [
+            [tuple(pair) for batch in step.batches for pair in batch.input_ids_T.view(-1, 2).tolist()]
+            for step in plan_minibatches(rows, num_minibatches=2, max_tokens=16, seed=(seed,))
+        ]
+        for seed in (0, 1)
+    }
+    for steps in plans.values():
+        assert [Counter(group for group, _ in step) for step in steps] == [dict.fromkeys(range(4), 4)] * 2
+    assert plans[0] != plans[1]
+
+
+def test_rows_by_group_is_in_member_order_without_failed_episodes() -> None:
+    episodes = [
+        trajectory([turn([3], [1])], group=2, member=1),
+        trajectory([turn([4], [1])], group=0, member=0, ended=Ended.ENV_ERROR),
+        trajectory([turn([5], [1]), turn([6], [1])], group=2, member=0),
+    ]
+    rows = rows_by_group(episodes, [np.ones(1), None, np.ones(2)])
+    assert {group: [one.ids.tolist() for one in ones] for group, ones in rows.items()} == {2: [[5, 1], [6, 1], [3, 1]]}
+
+
+def bigram_gradient(minibatches: Sequence[Minibatch], denominator: int | None) -> torch.Tensor:
+    """Gradient of a policy loss for a table of next-token logits: one step, summed over micro-batches and ranks.
+
+    `denominator` None is the incumbent: each micro-batch is averaged over its own tokens, then micro-batches and ranks.
+    """
+    logits = torch.linspace(-1, 1, VOCABULARY**2, dtype=torch.float64).sin().view(VOCABULARY, -1).requires_grad_()
+    for minibatch in minibatches:
+        for batch in minibatch.batches:
+            predicted = logits[batch.input_ids_T[batch.hidden_index_L]].log_softmax(-1)
+            logprob_L = predicted.gather(-1, batch.target_L[:, None])[:, 0]
+            loss = -(batch.policy_weight_L * batch.advantage_L * logprob_L).sum()
+            own = max(1.0, float(batch.policy_weight_L.sum())) * len(minibatch.batches) * len(minibatches)
+            (loss / (own if denominator is None else denominator)).backward()
+    assert logits.grad is not None
+    return logits.grad
+
+
+def test_fault_7_gradient_does_not_depend_on_micro_batches_or_ranks() -> None:
+    rng = np.random.default_rng(0)
+    rows: dict[int, list[TrainRow]] = {group: [] for group in range(6)}
+    for group in rows:
+        for length in rng.integers(2, 40, size=8):
+            ids = rng.integers(0, VOCABULARY, size=length)
+            rows[group].append(row(ids, range(1, length, rng.integers(1, 4)), advantage=rng.normal()))
+
+    ours, incumbent = [], []
+    for world in (1, 2, 3):
+        ranks = [{g: rows[g] for g in rows if g % world == rank} for rank in range(world)]
+        for max_tokens in (40, 100, 10_000):
+            plans = plan_on_ranks(ranks, num_minibatches=2, max_tokens=max_tokens, seed=(3,))
+            for step in range(2):
+                on_ranks = [plan[step] for plan in plans]
+                ours.append((step, bigram_gradient(on_ranks, on_ranks[0].policy_tokens)))
+                incumbent.append((step, bigram_gradient(on_ranks, None)))
+
+    def spread(gradients: list[tuple[int, torch.Tensor]]) -> float:
+        return max(
+            float((gradient - gradients[step][1]).norm() / gradients[step][1].norm()) for step, gradient in gradients
+        )
+
+    assert spread(ours) < 1e-6
+    assert spread(incumbent) > 0.05
