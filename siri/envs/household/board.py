@@ -48,10 +48,12 @@ class Board:
     """Tables of a whole game. Thing numbers index the `thing_*` columns, receptacle numbers the `receptacle_*` ones."""
 
     spots: tuple[Spot, ...]
+    spot_id: tuple[str, ...]
     start: int
     room: str
     """Every receptacle, as `look` prints it from the middle of the room."""
 
+    receptacle_id: tuple[str, ...]
     receptacle_name: tuple[str, ...]
     receptacle_spot: tuple[int, ...]
     receptacle_openable: tuple[bool, ...]
@@ -59,6 +61,7 @@ class Board:
     accepts: tuple[frozenset[int], ...]
     """Things that may be put there, for each receptacle."""
 
+    thing_id: tuple[str, ...]
     thing_name: tuple[str, ...]
     thing_by_name: dict[str, int]
     inner: tuple[str, ...]
@@ -163,13 +166,16 @@ def build_board(problem: Problem) -> Board:
     treatable = where(_TREATMENT[goal.task_type]) if goal.task_type in _TREATMENT else frozenset(range(len(things)))
     return Board(
         spots=tuple(spot(i) for i in range(len(spot_number))),
+        spot_id=tuple(spot_number),
         start=spot_number[problem.start],
         room=listing(receptacle_name),
+        receptacle_id=tuple(r.id for r in receptacles),
         receptacle_name=receptacle_name,
         receptacle_spot=receptacle_spot,
         receptacle_openable=tuple(r.openable for r in receptacles),
         receptacle_by_name={name: i for i, name in enumerate(receptacle_name)},
         accepts=tuple(frozenset(accepted[r.type]) for r in receptacles),
+        thing_id=tuple(t.id for t in things),
         thing_name=thing_name,
         thing_by_name={name: i for i, name in enumerate(thing_name)},
         inner=tuple(_inside(thing, inner) for thing in things),
