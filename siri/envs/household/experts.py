@@ -1,10 +1,10 @@
 """A searching expert: plays from what the game has printed, as an agent must.
 
-It looks into receptacles one after the other until it knows where the sought thing is, remembers everything it has seen,
-and does what the task sentence asks. It decides on the texts alone, never on the list of admissible commands, so that a
-policy that sees only texts can copy it. (The list serves twice: to draw a noisy action from, and to get rid of a thing
-that a noisy action picked up.) The order of the search is the one thing left open: `uniform` is competent but slow,
-`informed` looks first where official games most often have such things.
+It looks into receptacles one after the other until it knows where the sought thing is, remembers everything it has
+seen, and does what the task sentence asks. It decides on the texts alone, never on the list of admissible commands, so
+that a policy that sees only texts can copy it. (The list serves twice: to draw a noisy action from, and to get rid of a
+thing that a noisy action picked up.) The order of the search is the one thing left open: `uniform` is competent but
+slow, `informed` looks first where official games most often have such things.
 """
 
 import re
@@ -41,17 +41,25 @@ _MARKS = {"fridge": "kitchen", "toilet": "bathroom", "bed": "bedroom", "sofa": "
 class SearchingExpert:
     """Plays one episode: `act` takes the observation and gives the next action.
 
-    Equal observations, task, seed and settings give equal actions, in every process. With probability `noise` the action
-    is a random admissible one; the expert then goes on from wherever that led.
+    Equal observations, task, seed and settings give equal actions, in every process. With probability `noise` the
+    action is a random admissible one; the expert then goes on from wherever that led.
     """
 
-    def __init__(self, task: str, *, seed: int | str, order: Order = "uniform", noise: float = 0.0) -> None:
-        """Raises UserError where `task` is not an ALFWorld task sentence."""
+    def __init__(
+        self, task: str, *, seed: int | str, order: Order = "uniform", first: Sequence[str] = (), noise: float = 0.0
+    ) -> None:
+        """`first` names receptacle kinds (lower case) to look into before the others, in this order: a hint followed.
+
+        Raises UserError where `task` is not an ALFWorld task sentence.
+        """
         self._errand = read_sentence(task)
         self._rng = Random(f"{seed}/{order}/{noise}/{task}")
         self._order_kind = order
+        self._first = tuple(first)
         self._noise = noise
         self._action = ""
+        self.noisy = False
+        """The last action was drawn at random, not decided on: not one to imitate."""
         self._failed: set[str] = set()
         """Actions that did nothing since the world last changed."""
         self._receptacles: list[str] = []
@@ -77,7 +85,8 @@ class SearchingExpert:
         else:
             self._learn(observation.text)
         admissible = observation.admissible or ()
-        if admissible and self._rng.random() < self._noise:
+        self.noisy = bool(admissible) and self._rng.random() < self._noise
+        if self.noisy:
             self._action = admissible[int(self._rng.random() * len(admissible))]
         else:
             self._action = next(wish for wish in self._wishes(admissible) if wish not in self._failed)
@@ -99,6 +108,11 @@ class SearchingExpert:
                 thing[name] = 0.0
             self._search_order = sorted(shuffled, key=lambda name: -thing[name] - lamp.get(name, 0.0))
             self._lamp_order = sorted(shuffled, key=lambda name: -lamp.get(name, 0.0))
+        self._search_order = sorted(self._search_order, key=self._hinted)
+
+    def _hinted(self, name: str) -> int:
+        kind = _kind(name)
+        return self._first.index(kind) if kind in self._first else len(self._first)
 
     def _never(self) -> Sequence[str]:
         """Receptacles where the sought thing cannot be: the task would be done, or makes no sense."""
@@ -162,7 +176,7 @@ class SearchingExpert:
         yield "look"
 
     def _known_things(self) -> list[tuple[str, str]]:
-        """Things of the sought type seen outside the target of a two-thing task: within reach first, then treated ones."""
+        """Sought things seen, save those that a two-thing task has put away: within reach first, then treated."""
         placed = self._targets()[0] if self._errand.task_type == "pick_two_obj_and_place" else None
         known = [
             (thing, receptacle)

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
 from typing import Literal, TypeVar, get_args
@@ -20,7 +20,7 @@ from typing import Literal, TypeVar, get_args
 from siri.engine.errors import UserError
 from siri.envs.household.planner import shortest_plan
 from siri.envs.household.problem import Game, Goal, Problem, Receptacle, Thing
-from siri.envs.household.rooms import BY_ROOM, CAN_CONTAIN, FLAGS, JOINS, OPENABLE, Room
+from siri.envs.household.rooms import BY_ROOM, CAN_CONTAIN, JOINS, OPENABLE, THINGS, Room
 from siri.envs.household.tasks import COPIES, GOALS, SENTENCES, TOOL
 
 VERSION = 1
@@ -157,11 +157,15 @@ def _furnish(rng: Random, sketch: _Sketch, *, name: str) -> Problem:
     for kind, home in _inventory(rng, sketch):
         numbers[kind] += 1
         receptacle = _one_of(rng, by_type[home])
-        flags: dict[str, bool] = dict.fromkeys(FLAGS[kind], True)
-        if kind == sketch.goal.object_type and home == "Fridge" and "coolable" in flags:
-            flags["cool"] = True  # Of all that is in official fridges, the sought things alone start cool.
-        id = f"{kind}_bar_{numbers[kind]:02}"
-        things.append(Thing(id=id, type=kind, location=receptacle.location, receptacles=(receptacle.id,), **flags))
+        thing = replace(
+            THINGS[kind],
+            id=f"{kind}_bar_{numbers[kind]:02}",
+            location=receptacle.location,
+            receptacles=(receptacle.id,),
+            # Of all that is in official fridges, the sought things alone start cool.
+            cool=home == "Fridge" and kind == sketch.goal.object_type and THINGS[kind].coolable,
+        )
+        things.append(thing)
     return Problem(
         name=name,
         start="loc_bar_0",

@@ -66,7 +66,7 @@ def _chains(problem: Problem) -> Iterator[_Chain]:
                 ready = verb == "cool" and thing.cool
                 if ready and any(target.id in thing.receptacles for target in targets):
                     yield ()
-                treatments = [()] if ready else [(_Stop(verb, thing, tool, False),) for tool in tools]
+                treatments: list[_Chain] = [()] if ready else [(_Stop(verb, thing, tool, False),) for tool in tools]
                 yield from _treat_chains(thing, treatments, targets, receptacles)
     else:
         for thing in sought:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
+from siri.envs.household.problem import Thing
+
 ROOMS = ("kitchen", "living", "bedroom", "bathroom")
 
 # Room, receptacle type: twenty equally likely numbers of them, over the games whose task does not ask for that type.
@@ -348,11 +350,29 @@ def _joins() -> dict[str, dict[str, float]]:
     return found
 
 
+def _things() -> dict[str, Thing]:
+    found: dict[str, Thing] = {}
+    for flags, kinds in rows(_FLAGS):
+        for kind in kinds:
+            found[kind] = Thing(
+                id="",
+                type=kind,
+                pickupable="pickupable" in flags,
+                cleanable="cleanable" in flags,
+                heatable="heatable" in flags,
+                coolable="coolable" in flags,
+                sliceable="sliceable" in flags,
+                container="container" in flags,
+                toggleable="toggleable" in flags,
+            )
+    return found
+
+
 BY_ROOM = _rooms()
 OPENABLE = {kind: percent / 100 for kind, percent in numbers(_OPENABLE.split()).items()}
 """Chance that a receptacle of the type can be opened; 0 for types left out."""
 JOINS = _joins()
 """Receptacle type to (type of an earlier receptacle, chance to share its place)."""
 CAN_CONTAIN = {kind: frozenset(things) for kind, things in rows(_CAN_CONTAIN)}
-FLAGS = {kind: flags.replace("fixed", "").split() for flags, kinds in rows(_FLAGS) for kind in kinds}
-"""Thing type to the names of the `Thing` flags that are set."""
+THINGS = _things()
+"""Thing type to a thing of it, still without an id and a place."""
