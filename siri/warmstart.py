@@ -1,0 +1,140 @@
+"""`siri warmstart`: make the tiny policy from nothing, by behaviour cloning on procedural train games.
+
+Writes a directory that transformers and vLLM load, with `warmstart.jsonl` (the log) and `warmstart.json` (the command's
+settings, the measured speed and the versions) beside the weights.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from siri.cloning import Example, blocks, clone
+from siri.demonstrations import copy_example, corpus_text, play, play_example, skill_example
+from siri.engine.errors import UserError
+from siri.envs.household.brief import brief
+from siri.prompts import Renderer
+from siri.tiny import new_model, train_tokenizer
+
+CORPUS_EPISODES = 600
+"""Episodes the tokenizer is trained on; with these every frequent word of the games is one token."""
+COPY_ONLY = 0.05
+"""Share of the steps, at the start, that are copying drills only."""
+COPY_SHARE, SKILL_SHARE = 0.05, 0.05
+"""Shares of drills and of skill writing afterwards; the rest is play."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmstartConfig:
+    """Settings of a warm start; defaults are those of the shipped policy."""
+
+    steps: int = 3000
+    seed: int = 0
+    size: str = "small"
+    max_turns: int = 24
+    vocab_size: int = 1024
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 3
+    intermediate: int = 512
+    lr: float = 2e-3
+    rows: int = 16
+    row_tokens: int = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="directory to write the policy to")
+    for name, default in asdict(WarmstartConfig()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"[{default}]")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the step: twice as fast after a minute")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = WarmstartConfig(**{name: getattr(args, name) for name in asdict(WarmstartConfig())})
+    if args.out.exists() and any(args.out.iterdir()):
+        raise UserError(f"--out: {args.out} is not empty; give a new directory, or delete it first")
+    warmstart(config, args.out, compile_model=args.compile)
+    return 0
+
+
+def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False) -> LlamaForCausalLM:
+    """Train a tokenizer and a model by `config` and write both to `out`; returns the model."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(config)
+    renderer = Renderer(tokenizer, style="compact", shorten=brief)
+    model = new_model(
+        tokenizer,
+        hidden=config.hidden,
+        layers=config.layers,
+        heads=config.heads,
+        intermediate=config.intermediate,
+        seed=config.seed,
+    )
+    started = time.perf_counter()
+    with (out / "warmstart.jsonl").open("w") as log:
+
+        def report(step: int, loss: float, speed: float) -> None:
+            seconds = time.perf_counter() - started
+            line = {"step": step, "loss": loss, "tokens_per_second": speed, "seconds": seconds}
+            log.write(json.dumps({name: round(value, 4) for name, value in line.items()}) + "\n")
+            log.flush()
+            left = seconds / step * (config.steps - step)
+            sys.stderr.write(f"\rwarm start {step}/{config.steps}  loss {loss:.3f}  {left / 60:.0f} min left  ")
+            sys.stderr.flush()
+
+        stream = blocks(examples(config, renderer), rows=config.rows, length=config.row_tokens)
+        clone(model, stream, steps=config.steps, lr=config.lr, compile_model=compile_model, report=report)
+    sys.stderr.write("\n")
+    # Half precision halves the shipped file; the run loads it in float32 again.
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    made = {
+        "command": "siri warmstart "
+        + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(config).items())
+        + (" --compile" if compile_model else ""),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(time.perf_counter() - started),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    (out / "warmstart.json").write_text(json.dumps(made, indent=2) + "\n")
+    return model
+
+
+def make_tokenizer(config: WarmstartConfig) -> PreTrainedTokenizerFast:
+    episodes = (play(-1 - i, size=config.size, max_turns=config.max_turns) for i in range(CORPUS_EPISODES))
+    return train_tokenizer((text for p in episodes for text in corpus_text(p)), vocab_size=config.vocab_size)
+
+
+def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
+    """An endless stream: drills first, then mostly play. A function of the seed alone."""
+    rng = np.random.default_rng(config.seed)
+    vocabulary = np.array(
+        [
+            i
+            for i in range(len(renderer.tokenizer))
+            if len(renderer.tokenizer.decode([i], skip_special_tokens=True).strip()) > 1
+        ],
+        dtype=np.int32,
+    )
+    drill_tokens = COPY_ONLY * config.steps * config.rows * config.row_tokens
+    index, tokens = config.seed * 10**9, 0
+    while True:
+        index += 1
+        kind = rng.random()
+        if tokens < drill_tokens or kind < COPY_SHARE:
+            example = copy_example(index, vocabulary, renderer)
+        else:
+            played = play(index, size=config.size, max_turns=config.max_turns)  # type: ignore[arg-type]
+            skill = kind < COPY_SHARE + SKILL_SHARE
+            example = skill_example(played, renderer) if skill else play_example(played, renderer)
+        tokens += len(example.ids)
+        yield example
