@@ -1,10 +1,11 @@
 """Attention over packed rows: each row sees only itself, nothing of size T x T exists.
 
-Registered with transformers as `siri_packed`. Called with `row_bounds` (our packed forward) it attends row by row; called
-without (generation with a KV cache) it is the library's own SDPA, so one module serves training and sampling.
+Registered with transformers as `siri_packed`. Called with `row_bounds` (our packed forward) it attends row by row;
+called without (generation with a KV cache) it is the library's own SDPA, so one module serves training and sampling.
 On a GPU in half precision it is torch's variable-length flash attention, which needs no flash-attn package.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,16 +36,18 @@ def packed_attention(
     """
     if row_bounds is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    longest = max((b - a for a, b in zip(row_bounds[:-1], row_bounds[1:], strict=True)), default=0)
+    longest = max((b - a for a, b in itertools.pairwise(row_bounds)), default=0)
     window = kwargs.get("sliding_window")
     if window is not None and window < longest:
-        raise NotImplementedError(f"sliding window of {window} tokens inside a row of {longest}: not supported in packing")
+        raise NotImplementedError(f"a sliding window of {window} tokens inside a row of {longest} cannot be packed")
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _flash_varlen(query, key, value, row_bounds, longest, scaling), None
     rows = [query.new_zeros(1, 0, query.shape[1], query.shape[3])]
-    for start, stop in zip(row_bounds[:-1], row_bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(row_bounds):
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        row = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+        row = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
         rows.append(row.transpose(1, 2))
     return torch.cat(rows, dim=1), None
 

@@ -52,7 +52,7 @@ class TaskSource(Protocol):
         ...
 
     def tasks(self, split: str) -> Sequence[str]:
-        """Ids of every task of a split, in a fixed order. Raises UserError for an unknown split (names the known ones)."""
+        """Ids of every task of a split, in a fixed order. Raises UserError for an unknown split."""
         ...
 
     def make(self, task_id: str) -> Environment:

@@ -48,7 +48,7 @@ class Policy:
         )
 
     def hidden_L(self, batch: PackedBatch) -> torch.Tensor:
-        """Final hidden states [L, H] of the positions that predict the trained tokens. `batch` is on the model's device."""
+        """Final hidden states [L, H] of the positions that predict the trained tokens. `batch` is on the device."""
         bounds = batch.cu_seqlens.tolist()
         # A 4-D mask is passed through by transformers as it is; ours is never read. Without it the library would
         # build a [T, T] block mask for packed positions.

@@ -7,8 +7,8 @@
     PackedBatch  rows packed into one token axis; vectors over L, the trained tokens only
     Minibatch    packed batches of one optimiser step with their global token counts
 
-Suffixes: N turns, S sequences, T packed tokens, L trained tokens, P prompt tokens, A action tokens, H hidden, V vocabulary.
-Tokens are the only truth: `prompt_ids` and `action_ids` are what the sampler saw and drew; text is never tokenised again.
+Suffixes: N turns, S sequences, T packed tokens, L trained tokens, P prompt, A action, H hidden, V vocabulary.
+Tokens are the only truth: `prompt_ids` and `action_ids` are what the sampler saw and drew; text is not tokenised again.
 """
 
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ class TurnTable:
     valid: np.ndarray
     """bool[N]"""
     trajectory: np.ndarray
-    """i64[N], index into the list of trajectories the table was made from; rows of one trajectory are contiguous and in step order."""
+    """i64[N], index into the trajectories the table was made from; rows of one are contiguous, in step order."""
     episode_group: np.ndarray
     """i64[N], label of the task group (of the half, where the statistics are kept apart)."""
     step_group: np.ndarray
@@ -111,7 +111,7 @@ class TrainRow:
     loss_positions: np.ndarray
     """i64[l], ascending, each >= 1: the token at this position carries loss (predicted from position - 1)."""
     behavior_logprob: np.ndarray | None
-    """f32[l], or None for a re-rendered row: its sampler log-probs belong to another prompt, so no ratio may be formed."""
+    """f32[l]; None for a re-rendered row: its sampler log-probs belong to another prompt, so no ratio may be formed."""
     advantage: np.ndarray
     """f32[l]"""
     distill_weight: np.ndarray
@@ -133,7 +133,7 @@ class PackedBatch:
     cu_seqlens: torch.Tensor
     """i32[S + 1], row s is `[cu_seqlens[s], cu_seqlens[s + 1])`."""
     hidden_index_L: torch.Tensor
-    """i64[L], index into T of the position whose hidden state predicts the trained token (its position - 1: the one shift)."""
+    """i64[L], index into T of the position that predicts the trained token (its position - 1: the one shift)."""
     target_L: torch.Tensor
     """i64[L], the trained token ids."""
     behavior_logprob_L: torch.Tensor
@@ -141,7 +141,7 @@ class PackedBatch:
     advantage_L: torch.Tensor
     """f32[L]"""
     policy_weight_L: torch.Tensor
-    """f32[L], 1 where the token enters the policy loss, 0 where it does not (re-rendered rows, non-finite sampler log-probs)."""
+    """f32[L], 1 where the token enters the policy loss, else 0 (re-rendered rows, non-finite sampler log-probs)."""
     distill_weight_L: torch.Tensor
     """f32[L]"""
 

@@ -1,4 +1,4 @@
-"""Behaviour cloning: a plain next-token trainer over weighted token sequences, for the warm start of the tiny policy."""
+"""Behaviour cloning: a next-token trainer over weighted token sequences, for the warm start of the tiny policy."""
 
 import math
 import time
@@ -23,7 +23,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Examples packed into `rows` rows of `length` tokens; unused positions have weight 0 and a document of their own."""
+    """Examples packed into `rows` rows of `length` tokens; unused positions have weight 0 and document -1."""
 
     ids: torch.Tensor
     """i64[B, T]"""

@@ -92,7 +92,7 @@ def evaluate(
     world: World,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Play `config.limit` (default all) tasks of `split`, shared out over the ranks, with the weights the sampler holds."""
+    """Play the first `config.limit` (default all) tasks of `split`, shared out over the ranks."""
     tasks = list(enumerate(source.tasks(split)))[: config.limit]
     episodes = [
         Episode(

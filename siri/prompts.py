@@ -1,11 +1,11 @@
 """How an episode is shown to the policy, and how its answer is read back: prompt styles `compact` and `tagged`.
 
-compact: a conversation that only grows. The first message holds the task, the skill block if there is one, and the first
-    observation; the policy answers with the bare action; each later message is one observation in its short form. Every
-    prompt extends the one before by exactly the tokens drawn and the tokens of the new observation, so an episode trains
-    as one sequence and no token is computed twice.
-tagged: one self-contained message a step (role, task, skills, the last records, observation, admissible actions), answered
-    by `<think>...</think><action>...</action>` (ALGORITHM: GiGPO prompts).
+compact: a conversation that only grows. The first message holds the task, the skill block if there is one, and the
+    first observation; the policy answers with the bare action; each later message is one observation in its short form.
+    Every prompt extends the one before by exactly the tokens drawn and the tokens of the new observation, so an episode
+    trains as one sequence and no token is computed twice.
+tagged: one self-contained message a step (role, task, skills, the last records, observation, admissible actions),
+    answered by `<think>...</think><action>...</action>`, in the structure of the published GiGPO prompts.
 
 Text of environments and skills is tokenised with special tokens taken literally: an observation that spells an
 end-of-turn marker cannot end a turn.
