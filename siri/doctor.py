@@ -105,13 +105,8 @@ def _probe(name: str) -> dict[str, Any]:
     if importlib.util.find_spec(name) is None:
         return {}
     try:
-        result = subprocess.run(
-            [sys.executable, "-c", PROBES[name]],
-            capture_output=True,
-            text=True,
-            timeout=IMPORT_SECONDS,
-            cwd=Path.home(),
-        )
+        command = [sys.executable, "-P", "-c", PROBES[name]]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS)
     except subprocess.TimeoutExpired:
         return {"error": f"importing it takes more than {IMPORT_SECONDS} s"}
     if result.returncode < 0:
