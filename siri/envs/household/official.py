@@ -12,7 +12,7 @@ from siri.envs.household.pddl import parse_problem
 from siri.envs.household.problem import TASK_TYPES, Game
 
 # Where the grammar of a game file holds the task sentence.
-_TASK = re.compile(r'"Your task is to: ((?:[^"\\]|\\.)*)"')
+_TASK = re.compile(r'Your task is to: ((?:[^"\\]|\\.)*)"')
 # Only the grammar of alfworld >= 0.4 has this command; before, it was "put X in/on Y".
 _MOVE_COMMAND = 'template :: "move {o} to {r}"'
 

@@ -8,6 +8,7 @@ own, which is tested in TextWorld. So a generated game exports without anything 
 import json
 from typing import Any
 
+from siri.engine.errors import UserError
 from siri.envs.household.pddl import format_problem
 from siri.envs.household.problem import Game
 from siri.envs.household.rules import HELP
@@ -199,15 +200,24 @@ def _grammar() -> str:
     return f'grammar :: """\n{json.dumps(rules, indent=4)}\n""";\n\n{actions}'
 
 
+# Characters that TextWorld's grammar reads as its own.
+_MARKS = frozenset(';|"<>[]#{}\\\n')
 GRAMMAR = _grammar()
 """The words of the game; `{TASK}` stands where the task sentence goes."""
 
 
 def game_file(game: Game, *, domain: str = DOMAIN, grammar: str = GRAMMAR) -> dict[str, Any]:
-    """The content of a `game.tw-pddl` file, to be written as JSON. `grammar` holds `{TASK}` for the task sentence."""
+    """The content of a `game.tw-pddl` file, to be written as JSON. `grammar` holds `{TASK}` for the task sentence.
+
+    Raises UserError for a task sentence that TextWorld's grammar cannot print.
+    """
+    if unprintable := _MARKS.intersection(game.task):
+        raise UserError(
+            f"task of {game.id}: {game.task!r} holds {' '.join(sorted(unprintable))}, marks of the grammar; remove them"
+        )
     return {
         "pddl_domain": domain,
-        "grammar": grammar.replace("{TASK}", json.dumps(game.task, ensure_ascii=False)[1:-1]),
+        "grammar": grammar.replace("{TASK}", game.task),
         "pddl_problem": format_problem(game.problem),
         "solvable": True,
         "walkthrough": list(game.walkthrough),

@@ -261,7 +261,10 @@ def _thing(id: str, facts: _Facts) -> Thing:
 
 
 def format_problem(problem: Problem) -> str:
-    """The PDDL text of a problem. `parse_problem` reads it back equal."""
+    """The PDDL text of a problem. `parse_problem` reads it back equal.
+
+    Raises UserError for a type of both receptacles and things, which the text cannot tell apart.
+    """
     objects = "\n".join(f"    {name} - {kind}" for name, kind in _declarations(problem))
     facts = "\n".join(f"    ({' '.join(fact)})" for fact in _facts(problem))
     goal = _GOALS[problem.goal.task_type].format(
@@ -274,17 +277,19 @@ def format_problem(problem: Problem) -> str:
 
 
 def _declarations(problem: Problem) -> Iterator[tuple[str, str]]:
-    goal, look = problem.goal, problem.goal.task_type == "look_at_obj_in_light"
+    goal = problem.goal
     object_types = {thing.type for thing in problem.things if thing.type} | {kind for _, kind in problem.can_contain}
-    receptacle_types = {receptacle.type for receptacle in problem.receptacles} | {
-        kind for kind, _ in problem.can_contain
-    }
+    receptacle_types = {r.type for r in problem.receptacles} | {kind for kind, _ in problem.can_contain}
+    object_types.add(goal.object_type)
+    (object_types if goal.task_type == "look_at_obj_in_light" else receptacle_types).add(goal.target_type)
+    if both := object_types & receptacle_types:
+        raise UserError(f"problem '{problem.name}': {sorted(both)} are types of receptacles and of things; rename one")
     # The rules of the domain name these types, so they exist in every problem.
-    object_types |= {"Knife", "ButterKnife", goal.object_type, *([goal.target_type] if look else [])}
-    receptacle_types |= {"Sink", "SinkBasin", "Microwave", "Fridge", *([] if look else [goal.target_type])}
+    object_types |= {"Knife", "ButterKnife"}
+    receptacle_types |= {"Sink", "SinkBasin", "Microwave", "Fridge"} - object_types
     yield problem.agent, "agent"
     yield from ((f"{kind}Type", "otype") for kind in sorted(object_types))
-    yield from ((f"{kind}Type", "rtype") for kind in sorted(receptacle_types - object_types))
+    yield from ((f"{kind}Type", "rtype") for kind in sorted(receptacle_types))
     yield from ((thing.id, "object") for thing in problem.things)
     yield from ((receptacle.id, "receptacle") for receptacle in problem.receptacles)
     yield from ((location, "location") for location in problem.locations)

@@ -147,21 +147,16 @@ def look(board: Board, state: State) -> str:
 def anchor(board: Board, state: State) -> bytes:
     """The key described at `HouseholdEnv`, readable as text."""
     spot = board.spots[state.spot]
-    held, contents, toggleable = state.held, state.contents, board.toggleable
-    seen: list[tuple[int, ...] | str] = []
-    switched: list[int] = []
-    for r in spot.receptacles:
-        if r in spot.openable and not state.opened >> r & 1:
-            lamps = tuple(t for t in contents[r] if t in toggleable)
-            seen.append("shut" if not lamps else f"shut{lamps}")
-        else:
-            seen.append(contents[r])
-        if state.toggled:
-            switched += [t for t in contents[r] if state.toggled >> t & 1]
+    held, contents = state.held, state.contents
+    shut = [r for r in spot.openable if not state.opened >> r & 1]
+    seen = ["shut" if r in shut else contents[r] for r in spot.receptacles]
+    # Lamps can be switched in shut receptacles too, and then it does not show in which.
+    lamps = {t for r in spot.receptacles for t in contents[r] if t in board.toggleable}
+    switches = sorted((t, state.toggled >> t & 1) for t in lamps)
     flags = (state.clean, state.hot, state.cool, state.sliced, state.toggled)
     hand = (held, *(flag >> held & 1 for flag in flags)) if held >= 0 else ()
     sliceable = [t for t in state.things_at[state.spot] if t in board.sliceable] if held in board.knives else []
-    return repr((state.spot, seen, switched, hand, sliceable, _standing_by(board, state))).encode()
+    return repr((state.spot, seen, switches, hand, sliceable, _standing_by(board, state))).encode()
 
 
 def _treated(board: Board, state: State) -> int:
