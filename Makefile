@@ -8,7 +8,7 @@ STAMP := .venv/installed-for-$(DEVICE)
 .PHONY: help setup train test bench lint typecheck lock clean
 
 help:
-	@echo "make train      set up, then the default training run   (ARGS=\"--run.seed 1\" adds arguments)"
+	@echo "make train      set up, then the default training run   (ARGS=\"--seed 1\" adds arguments)"
 	@echo "make test       set up, then the test suite             (ARGS=\"tests/test_x.py -k name\" adds arguments)"
 	@echo "make setup      only the virtual environment .venv      (PYTHON=python3.12, DEVICE=auto|cpu|cuda)"
 	@echo "make bench      the benchmarks"
