@@ -209,7 +209,8 @@ GRAMMAR = _grammar()
 def game_file(game: Game, *, domain: str = DOMAIN, grammar: str = GRAMMAR) -> dict[str, Any]:
     """The content of a `game.tw-pddl` file, to be written as JSON. `grammar` holds `{TASK}` for the task sentence.
 
-    Raises UserError for a task sentence that TextWorld's grammar cannot print.
+    TextWorld cannot open a game that cannot be won: Fast Downward drops all its actions. Raises UserError for a task
+    sentence that TextWorld's grammar cannot print.
     """
     if unprintable := _MARKS.intersection(game.task):
         raise UserError(
