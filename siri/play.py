@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Play until the game is won or left. Returns 0 either way."""
     game = find_game(args)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    # Lines are wrapped at words for a reader, and left whole for a program.
+    console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
     play(game, _typed(console), console, show_admissible=args.show_admissible)
     return 0
 
