@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from episodes import episode, turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,34 +15,6 @@ from siri.engine.errors import UserError
 from siri.engine.trajectory import Ended, Minibatch, PackedBatch, TrainRow, Trajectory, Turn
 
 VOCABULARY = 12
-
-
-def turn(prompt: Sequence[int], action: Sequence[int], logprob: float = -1.0) -> Turn:
-    return Turn(
-        prompt_ids=np.array(prompt, dtype=np.int32),
-        action_ids=np.array(action, dtype=np.int32),
-        behavior_logprob=np.full(len(action), logprob, dtype=np.float32),
-        action_span=(0, len(action)),
-        observation="",
-        action="",
-        anchor=b"",
-        reward=0.0,
-        action_valid=True,
-        policy_version=0,
-    )
-
-
-def trajectory(turns: Sequence[Turn], group: int = 0, member: int = 0, ended: Ended = Ended.DONE) -> Trajectory:
-    return Trajectory(
-        group=group,
-        member=member,
-        task_id="",
-        task_type="",
-        task="",
-        turns=tuple(turns),
-        success=False,
-        ended=ended,
-    )
 
 
 def row(ids: Sequence[int], positions: Sequence[int], advantage: float = 1.0, behavior: bool = True) -> TrainRow:
@@ -82,8 +55,8 @@ def conversations(draw: st.DrawFn) -> Trajectory:
     for _ in range(draw(st.integers(0, 6))):
         before = [*turns[-1].prompt_ids, *turns[-1].action_ids] if turns else []
         kept = draw(st.sampled_from([before, before, before[:-1], []]))
-        turns.append(turn([*kept, *draw(tokens)] or [1], draw(tokens)))
-    return trajectory(turns)
+        turns.append(turn(prompt=[*kept, *draw(tokens)] or [1], action=draw(tokens)))
+    return episode(0, 0, turns)
 
 
 def trained_tokens_of_rows(rows: Sequence[TrainRow]) -> Counter:
@@ -123,7 +96,8 @@ def trained_tokens_of_batches(batches: Sequence[PackedBatch]) -> Counter:
 
 def test_worked_example() -> None:
     """The example in the module's docstring, literally."""
-    merged = make_rows(trajectory([turn([5, 6], [7, 8]), turn([5, 6, 7, 8, 9], [4])]), np.array([0.5, -2.0]))
+    turns = [turn(prompt=[5, 6], action=[7, 8]), turn(prompt=[5, 6, 7, 8, 9], action=[4])]
+    merged = make_rows(episode(0, 0, turns), np.array([0.5, -2.0]))
     assert len(merged) == 1
     assert merged[0].ids.tolist() == [5, 6, 7, 8, 9, 4]
     assert merged[0].loss_positions.tolist() == [2, 3, 5]
@@ -150,24 +124,29 @@ def test_packing_keeps_every_trained_token_once(rows: list[TrainRow], spare: int
 
 
 @settings(deadline=None)
-@given(episode=conversations())
-def test_merging_trains_the_same_tokens_after_the_same_contexts(episode: Trajectory) -> None:
-    advantages = np.arange(len(episode.turns), dtype=np.float64)
-    apart = [make_rows(trajectory([one]), advantages[index : index + 1]) for index, one in enumerate(episode.turns)]
-    merged = make_rows(episode, advantages)
+@given(conversation=conversations())
+def test_merging_trains_the_same_tokens_after_the_same_contexts(conversation: Trajectory) -> None:
+    advantages = np.arange(len(conversation.turns), dtype=np.float64)
+    merged = make_rows(conversation, advantages)
+    apart = [
+        make_rows(episode(0, 0, [one]), advantages[index : index + 1]) for index, one in enumerate(conversation.turns)
+    ]
     assert trained_tokens_of_rows(merged) == trained_tokens_of_rows([one for rows in apart for one in rows])
     assert all(len(one.loss_positions) > 0 for one in merged)
 
 
 def test_prompts_written_anew_stay_apart() -> None:
-    rows = make_rows(trajectory([turn([5, 6], [7]), turn([5, 6, 8], [7]), turn([5, 6, 8, 7], [9])]), np.ones(3))
+    turns = [
+        turn(prompt=prompt, action=action) for prompt, action in (([5, 6], [7]), ([5, 6, 8], [7]), ([5, 6, 8, 7], [9]))
+    ]
+    rows = make_rows(episode(0, 0, turns), np.ones(3))
     assert [one.ids.tolist() for one in rows] == [[5, 6, 7], [5, 6, 8, 7, 9]]
     assert [one.loss_positions.tolist() for one in rows] == [[2], [3, 4]]
 
 
 def test_nothing_to_train() -> None:
-    assert make_rows(trajectory([]), np.zeros(0)) == []
-    assert make_rows(trajectory([turn([3, 4], [])]), np.zeros(1)) == []
+    assert make_rows(episode(0, 0, []), np.zeros(0)) == []
+    assert make_rows(episode(0, 0, [turn(action=[])]), np.zeros(1)) == []
     assert pack([], 10) == []
     assert plan_minibatches({}, num_minibatches=3, max_tokens=10, seed=(0,)) == []
 
@@ -260,12 +239,12 @@ def test_every_group_is_dealt_evenly_and_by_the_seed() -> None:
 
 def test_rows_by_group_is_in_member_order_without_failed_episodes() -> None:
     episodes = [
-        trajectory([turn([3], [1])], group=2, member=1),
-        trajectory([turn([4], [1])], group=0, member=0, ended=Ended.ENV_ERROR),
-        trajectory([turn([5], [1]), turn([6], [1])], group=2, member=0),
+        episode(2, 1, [turn(prompt=[3])]),
+        episode(0, 0, [turn(prompt=[4])], ended=Ended.ENV_ERROR),
+        episode(2, 0, [turn(prompt=[5]), turn(prompt=[6])]),
     ]
     rows = rows_by_group(episodes, [np.ones(1), None, np.ones(2)])
-    assert {group: [one.ids.tolist() for one in ones] for group, ones in rows.items()} == {2: [[5, 1], [6, 1], [3, 1]]}
+    assert {group: [one.ids.tolist() for one in ones] for group, ones in rows.items()} == {2: [[5, 3], [6, 3], [3, 3]]}
 
 
 def bigram_gradient(minibatches: Sequence[Minibatch], denominator: int | None) -> torch.Tensor:
