@@ -31,6 +31,7 @@ Split = Literal["train", "valid", "any"]
 
 # One sketch in four is a validation sketch: a smaller share would cost more redraws (a sketch takes 0.1 ms).
 _VALID_SHARE = 4
+_FEWEST_RECEPTACLES = 6  # No official room has fewer.
 _SMALL_RECEPTACLES = (6, 10)
 _SMALL_OTHER_THINGS = (4, 9)
 _SMALL_SOUGHT = (2, 3)  # At most: where one is sought, where two are.
@@ -84,7 +85,7 @@ class _Sketch:
 
 
 def _draw_sketch(rng: Random, *, small: bool) -> _Sketch | None:
-    """A room and a goal for it; None where the room drawn has no place for what the goal needs."""
+    """A room and a goal for it; None where the room drawn is too bare, or has no place for what the goal needs."""
     room_name, goal = _GOALS[_index(rng, _GOAL_WEIGHTS)]
     room = BY_ROOM[room_name]
     needed, shut_out = _demands(goal)
@@ -98,7 +99,7 @@ def _draw_sketch(rng: Random, *, small: bool) -> _Sketch | None:
         copies = min(copies, _SMALL_SOUGHT[goal.task_type == "pick_two_obj_and_place"])
     sought_homes = _homes(rng, room, goal.object_type, copies, [kind for kind in counts if kind not in shut_out])
     lamp_homes = _homes(rng, room, goal.target_type, 1, counts) if goal.task_type == "look_at_obj_in_light" else ()
-    if sought_homes is None or lamp_homes is None:
+    if sought_homes is None or lamp_homes is None or sum(counts.values()) < _FEWEST_RECEPTACLES:
         return None
     if small:
         counts = _thin_out(rng, counts, needed.union(sought_homes, lamp_homes))
