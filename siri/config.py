@@ -82,7 +82,7 @@ class GigpoConfig(Section):
     """Each trajectory counts once in its group's statistics, or once a row."""
     penalty: NonNegative = 0.1
     """Subtracted, in reward units, from rows with an invalid action."""
-    min_sigma: NonNegative = 0.1
+    min_sigma: NonNegative = 0.25
     """Floor of the standard deviation that rewards are divided by."""
     grouping: Literal["exact", "similarity"] = "exact"
     """Anchor groups by equal state keys, or by difflib similarity of them."""

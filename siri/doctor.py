@@ -205,7 +205,7 @@ def _compiler() -> Finding:
 
 
 def _files() -> Iterator[Finding]:
-    # Not from siri.policies, which imports torch: that may be what is broken.
+    # Not from siri.shipped, which imports torch: that may be what is broken.
     tiny = Path(__file__).parent / "policies" / "tiny"
     if (tiny / "config.json").exists():
         yield Finding(name="tiny policy", state="ok", detail=str(tiny))

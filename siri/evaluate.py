@@ -5,18 +5,27 @@ the imports). Results carry the split's hash; numbers with different hashes are 
 compared.
 """
 
+import argparse
+import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from siri.config import EvalConfig, PolicyConfig
-from siri.engine.distributed import World, all_gather_object
-from siri.engine.environment import TaskSource
+from siri.config import EvalConfig, PolicyConfig, RunConfig
+from siri.engine.checkpoint import load_checkpoint, load_latest
+from siri.engine.config import load_config
+from siri.engine.distributed import World, all_gather_object, init_world, shutdown
+from siri.engine.errors import UserError
 from siri.engine.rollout import Episode, Progress, collect
 from siri.engine.sampling import Sampler
 from siri.engine.trajectory import Ended, Trajectory
+from siri.envs.household.source import split_hash
 from siri.prompts import Renderer
+from siri.session import Games, open_session
+from siri.shipped import resolve
 
 EVAL_STEP = 2**31 - 1
 """Stands where training puts its iteration in the seed of a request: no evaluation shares a seed with training."""
@@ -37,6 +46,10 @@ class Rate:
     def interval(self) -> tuple[float, float]:
         return wilson_interval(self.successes, self.episodes)
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.rate:6.1%}  [{low:.1%}, {high:.1%}]  {self.successes}/{self.episodes}"
+
     def as_dict(self) -> dict[str, float | int]:
         low, high = self.interval
         return {"success_rate": self.rate, "episodes": self.episodes, "low": low, "high": high}
@@ -53,6 +66,13 @@ class Evaluation:
     mean_turns: float
     errors: int
     """Episodes the environment itself broke; they are in no rate."""
+
+    def __str__(self) -> str:
+        width = max(map(len, [*self.by_type, "all"]))
+        lines = [f"  {name:<{width}}  {rate}" for name, rate in [("all", self.overall), *self.by_type.items()]]
+        lost = f", {self.errors} episodes lost to the environment" if self.errors else ""
+        head = f"plain prompt, split {self.split} ({self.split_hash[:12]}), {self.mean_turns:.1f} turns a game{lost}"
+        return "\n".join([head, f"  {'':<{width}}  success  95% interval", *lines])
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -78,11 +98,10 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 def evaluate(
     sampler: Sampler,
-    source: TaskSource,
+    source: Games,
     renderer: Renderer,
     *,
     split: str,
-    split_hash: str,
     policy: PolicyConfig,
     config: EvalConfig,
     max_turns: int,
@@ -120,7 +139,7 @@ def evaluate(
     )
     outcomes = [_Outcome.of(trajectory) for trajectory in played]
     gathered = [outcome for rank in all_gather_object(world, outcomes) for outcome in rank]
-    return summarize(gathered, split=split, split_hash=split_hash)
+    return summarize(gathered, split=split, split_hash=split_hash(source, split))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +168,68 @@ def summarize(outcomes: Sequence[_Outcome], *, split: str, split_hash: str) -> E
         mean_turns=sum(outcome.turns for outcome in kept) / max(1, len(kept)),
         errors=len(outcomes) - len(kept),
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory, e.g. runs/default")
+    parser.add_argument("--split", required=True, help="e.g. valid; official games: valid_seen")
+    parser.add_argument("--limit", type=int, help="only the first N tasks of the split")
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        help="latest, best, step-N, or initial [latest]",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(RunConfig, str(args.run / "config.yaml"))
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit: {args.limit} tasks cannot be played; give 1 or more, or leave it out")
+    world = init_world(config.device)
+    try:
+        result = evaluate_run(args.run, config, world, split=args.split, limit=args.limit, checkpoint=args.checkpoint)
+    finally:
+        shutdown()
+    if world.is_main:
+        print(json.dumps(result.as_dict(), indent=2) if args.json else result)
+    return 0
+
+
+def evaluate_run(
+    run_dir: Path, config: RunConfig, world: World, *, split: str, limit: int | None, checkpoint: str
+) -> Evaluation:
+    """Evaluate a checkpoint of a run under the run's own settings. Raises UserError if there is no such checkpoint."""
+    if checkpoint == "initial":
+        source = resolve(config.policy.model)
+    elif checkpoint == "latest":
+        found = load_latest(run_dir, world)
+        if found is None:
+            raise UserError(f"--run: {run_dir} holds no checkpoint yet; wait for one, or give --checkpoint initial")
+        source = str(found.policy)
+    else:
+        source = str(load_checkpoint(run_dir / "checkpoints" / checkpoint).policy)
+    with open_session(config, world, policy_source=source) as session:
+        session.source.tasks(split)  # an unknown split is found before anything is played
+        session.sampler.load_weights(session.policy.model.state_dict().items(), version=0)
+        return evaluate(
+            session.sampler,
+            session.source,
+            session.renderer,
+            split=split,
+            policy=config.policy,
+            config=config.eval.model_copy(update={"limit": limit}),
+            max_turns=config.environment.max_turns,
+            max_concurrent=config.rollout.max_concurrent,
+            seed=config.seed,
+            policy_version=0,
+            world=world,
+            on_progress=_show if sys.stderr.isatty() and world.is_main else None,
+        )
+
+
+def _show(progress: Progress) -> None:
+    sys.stderr.write(f"\r{progress.finished}/{progress.total} played, {progress.successes} solved ")
+    if progress.finished == progress.total:
+        sys.stderr.write("\n")
+    sys.stderr.flush()

@@ -1,6 +1,5 @@
 """From a configuration to the working parts: tasks, policy, prompts, sampler."""
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,13 @@ from siri.config import EnvironmentConfig, RunConfig
 from siri.engine.distributed import World
 from siri.engine.errors import UserError
 from siri.engine.policy import Policy, load_policy
+from siri.engine.rollout_hf import HfSampler
+from siri.engine.rollout_vllm import open_vllm_sampler, vllm_is_installed
 from siri.engine.sampling import Sampler
 from siri.envs.household.brief import brief
 from siri.envs.household.source import OfficialGames, ProceduralGames
-from siri.policies import resolve
 from siri.prompts import Renderer
+from siri.shipped import resolve
 
 Games = ProceduralGames | OfficialGames
 
@@ -71,22 +72,13 @@ def open_session(config: RunConfig, world: World, *, policy_source: str | None =
 
 
 def make_sampler(config: RunConfig, policy: Policy, world: World) -> Sampler:
-    """The sampler asked for; `auto` takes vLLM where it is installed.
-
-    Raises UserError if vLLM is asked for and missing.
-    """
-    kind = config.rollout.sampler
-    has_vllm = importlib.util.find_spec("vllm") is not None
-    if kind == "vllm" and not has_vllm:
-        raise UserError(
-            "rollout.sampler: vllm is not installed here; `make setup` installs it, "
-            "or set rollout.sampler: transformers"
-        )
-    max_len = config.policy.max_prompt_tokens + config.policy.max_action_tokens
-    if kind == "transformers" or not has_vllm:
-        from siri.engine.rollout_hf import HfSampler
-
+    """The sampler asked for; `auto` takes vLLM where it is installed. Raises UserError if it cannot be had."""
+    if config.rollout.sampler == "transformers" or (config.rollout.sampler == "auto" and not vllm_is_installed()):
         return HfSampler(policy.model)
-    from siri.engine.rollout_vllm import VllmSampler
-
-    return VllmSampler(policy, max_model_len=max_len, max_concurrent=config.rollout.max_concurrent, world=world)
+    return open_vllm_sampler(
+        policy.source,
+        dtype=policy.model.dtype,
+        device=world.device,
+        max_model_len=config.policy.max_prompt_tokens + config.policy.max_action_tokens,
+        max_num_seqs=config.rollout.max_concurrent,
+    )

