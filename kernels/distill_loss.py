@@ -1,0 +1,202 @@
+"""Weighted distillation into the policy straight from hidden states, its gradient taken in the forward pass.
+
+    L = sum_t w_t D_t / denominator,  S = softmax(z_t) the student, T = softmax(teacher z_t), detached, one vocabulary
+
+    nll          D_t = -log S(y_t)                                             dz = S - onehot(y_t)
+    forward_kl   D_t = KL(T || S) = sum_v T (log T - log S)                    dz = S - T
+    reverse_kl   D_t = KL(S || T) = sum_v S (log S - log T)                    dz = S (log S - log T - D_t)
+    jsd          D_t = KL(S || M) / 2 + KL(T || M) / 2,  M = (S + T) / 2       dz = S (log S - log M - KL(S || M)) / 2
+
+All in nats; jsd is at most log 2. Temperature and soft cap apply to both, and no temperature^2 factor is added. SIRI's
+internalisation loss is `nll` with w_t = m_t clip(A, 0, c_adv) (arXiv 2606.02355).
+
+Legend: T tokens, H hidden (the teacher's may differ), V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .projection import (
+    LogitMap,
+    TokenLoss,
+    check_backend,
+    check_denominator,
+    check_projection,
+    check_targets,
+    compute_dtype,
+    kept_rows,
+    raw_logits,
+    raw_logits_ref,
+)
+
+Divergence = Literal["nll", "forward_kl", "reverse_kl", "jsd"]
+
+
+def divergence_ref(log_s: Tensor, log_t: Tensor | None, targets: Tensor, divergence: Divergence) -> Tensor:
+    """D [T] by its definition, from log-probabilities [T, V] of student and teacher (None for nll)."""
+    if log_t is None:
+        return -log_s.gather(1, targets[:, None]).squeeze(1)
+    if divergence == "forward_kl":
+        return (log_t.exp() * (log_t - log_s)).sum(1)
+    if divergence == "reverse_kl":
+        return (log_s.exp() * (log_s - log_t)).sum(1)
+    log_m = ((log_s.exp() + log_t.exp()) / 2).log()
+    return ((log_s.exp() * (log_s - log_m)).sum(1) + (log_t.exp() * (log_t - log_m)).sum(1)) / 2
+
+
+def divergence_and_grad(
+    log_s: Tensor, log_t: Tensor | None, targets: Tensor, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    """(D [n], dD/dz [n, V]) from log-probabilities [n, V]; log_s is spent. Finite however small a probability is."""
+    if log_t is None:
+        d = -log_s.gather(1, targets[:, None]).squeeze(1)
+        return d, log_s.exp_().scatter_add_(1, targets[:, None], log_s.new_full((len(d), 1), -1.0))
+    s = log_s.exp()
+    if divergence == "forward_kl":
+        t = log_t.exp()
+        return log_s.neg_().add_(log_t).mul_(t).sum(1), s.sub_(t)
+    if divergence == "reverse_kl":
+        surplus = log_s.sub_(log_t)
+        d = (s * surplus).sum(1)
+        return d, surplus.sub_(d[:, None]).mul_(s)
+    log_m = torch.logaddexp(log_s, log_t).sub_(math.log(2))
+    surplus = log_s.sub_(log_m)
+    kl_s = (s * surplus).sum(1)
+    kl_t = (log_t.exp() * log_m.neg_().add_(log_t)).sum(1)
+    return (kl_s + kl_t) / 2, surplus.sub_(kl_s[:, None]).mul_(s).div_(2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """A frozen projection over the student's vocabulary."""
+
+    hidden: Tensor
+    """[T, H of the teacher]"""
+    weight: Tensor
+    """[V, H of the teacher]"""
+    bias: Tensor | None
+
+
+def masked_distill_loss_ref(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logit_map: LogitMap,
+    targets: Tensor,
+    token_weight: Tensor,
+    teacher: Teacher | None,
+    divergence: Divergence,
+) -> Tensor:
+    """The definition, with all logits in memory and autograd doing the rest.
+
+    `token_weight` is already divided by the denominator.
+    """
+    log_s = torch.log_softmax(logit_map.ref(raw_logits_ref(hidden, weight, bias)), dim=1)
+    log_t = None
+    if teacher is not None:
+        raw = raw_logits_ref(teacher.hidden, teacher.weight, teacher.bias)
+        log_t = torch.log_softmax(logit_map.ref(raw), dim=1).to(log_s.dtype)
+    return (token_weight * divergence_ref(log_s, log_t, targets, divergence)).sum()
+
+
+def masked_distill_loss_chunked(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logit_map: LogitMap,
+    targets: Tensor,
+    token_weight: Tensor,
+    teacher: Teacher | None,
+    divergence: Divergence,
+) -> Tensor:
+    """Chunks of whole rows through `TokenLoss`; the teacher's rows are projected beside the student's."""
+    dtype = compute_dtype(hidden, weight, bias)
+    teacher_w = teacher_b = None
+    if teacher is not None:
+        teacher_w = teacher.weight.to(dtype)
+        teacher_b = None if teacher.bias is None else teacher.bias.to(dtype)
+
+    def chunk_loss(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        log_t = None
+        if teacher is not None and teacher_w is not None:
+            raw = raw_logits(teacher.hidden[rows].to(dtype), teacher_w, teacher_b)
+            logit_map.select(rows).apply_(raw)
+            log_t = torch.log_softmax(raw, dim=1)
+        d, dz = divergence_and_grad(torch.log_softmax(z, dim=1), log_t, targets[rows], divergence)
+        return (token_weight[rows] * d).sum(), dz.mul_(token_weight[rows, None])
+
+    return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss)
+
+
+def masked_distill_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weight: Tensor,
+    *,
+    divergence: Divergence = "nll",
+    teacher_hidden: Tensor | None = None,
+    teacher_weight: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    denominator: float | Tensor,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    backend: Literal["auto", "reference"] = "auto",
+) -> Tensor:
+    """sum_t token_weight_t * D_t / denominator, D the divergence named in this file's header.
+
+    Args:
+        hidden, weight, targets, bias, temperature, softcap, ignore_index: as in `linear_logprob`. `targets` also masks
+            rows for the divergences that do not read them.
+        token_weight: [T], >= 0; rows of weight 0 are skipped, whatever else they hold.
+        divergence: "nll" towards the target; or towards a teacher's whole distribution.
+        teacher_hidden: [T, H'], needed by all but "nll"; no gradient flows into the teacher.
+        teacher_weight, teacher_bias: [V, H'], [V]; without teacher_weight the teacher uses the student's own
+            projection, detached.
+        denominator: the global count of distilled tokens, at least 1; never this call's own.
+        backend: "auto", chunks of whole rows; "reference", all logits in memory.
+
+    Returns:
+        The loss, 0-dim, float32 or float64, connected to hidden, weight and bias even if no row is kept.
+
+    Raises:
+        ValueError: shapes that do not fit, a target outside the vocabulary, denominator <= 0, an unknown divergence,
+            or a teacher that is missing, not used, or of another vocabulary size.
+    """
+    check_projection(hidden, weight, bias, targets=targets, token_weight=token_weight, temperature=temperature)
+    check_targets(targets, len(weight), ignore_index)
+    check_denominator(denominator)
+    check_backend(backend)
+    if divergence not in get_args(Divergence):
+        raise ValueError(f"divergence = {divergence!r} must be one of {', '.join(get_args(Divergence))}")
+    if (divergence == "nll") != (teacher_hidden is None):
+        remedy = "drop teacher_hidden" if divergence == "nll" else "pass teacher_hidden"
+        raise ValueError(
+            f"divergence = {divergence!r} with teacher_hidden {'None' if teacher_hidden is None else 'given'}: {remedy}"
+        )
+    kept = kept_rows(targets, ignore_index, token_weight)
+    teacher = None
+    if teacher_hidden is not None:
+        if teacher_weight is None:
+            teacher_weight, teacher_bias = weight, bias
+        check_projection(teacher_hidden, teacher_weight, teacher_bias, prefix="teacher_")
+        if len(teacher_hidden) != len(hidden) or len(teacher_weight) != len(weight):
+            raise ValueError(
+                f"teacher_hidden {tuple(teacher_hidden.shape)} and teacher_weight {tuple(teacher_weight.shape)} must "
+                f"have the student's T = {len(hidden)} and V = {len(weight)}"
+            )
+        teacher = Teacher(
+            hidden=teacher_hidden.detach()[kept],
+            weight=teacher_weight.detach(),
+            bias=None if teacher_bias is None else teacher_bias.detach(),
+        )
+    row_weight = token_weight.detach()[kept].to(compute_dtype(hidden, weight, bias)) / denominator
+    run = masked_distill_loss_ref if backend == "reference" else masked_distill_loss_chunked
+    logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
+    return run(hidden[kept], weight, bias, logit_map, targets[kept].long(), row_weight, teacher, divergence)

@@ -1,0 +1,230 @@
+"""Log-probability, entropy and log-sum-exp of tokens straight from hidden states: `[T, V]` logits are never held.
+
+    z_tv = cap(h_t . W_v + b_v) / temperature_t,  cap(x) = softcap * tanh(x / softcap)
+    lse_t = log sum_v exp z_tv        logprob_t = z_{t, y_t} - lse_t        p = exp(z - lse)
+    entropy_t = lse_t - sum_v p_tv z_tv
+
+    dz_tv = g_logprob_t (1[v = y_t] - p_tv) + g_lse_t p_tv - g_entropy_t p_tv (log p_tv + entropy_t)
+    dh_t = sum_v dz_tv z'_tv W_v      dW_v = sum_t dz_tv z'_tv h_t,      z' = dz/draw
+
+The backward pass needs p, and p needs the whole row: it is recomputed block by block from the saved lse (four GEMMs of
+2THV operations in all). Signs: this is +logprob, in nats, as TRL and verl return it; Liger and CCE return its negative.
+
+Legend: T tokens, H hidden, V vocabulary (this rank's shard of it under tensor parallelism).
+"""
+
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .projection import (
+    LogitMap,
+    SoftmaxGrad,
+    SoftmaxStats,
+    blocks,
+    check_backend,
+    check_projection,
+    check_targets,
+    compute_dtype,
+    full_precision,
+    kept_rows,
+    merge,
+    raw_logits,
+    raw_logits_ref,
+    softmax_stats_,
+)
+
+TOKEN_BLOCK = 512
+VOCAB_BLOCK = 1024
+
+
+def linear_logprob_ref(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, with all logits in memory: (logprob, entropy, lse), each [T] and 0 in ignored rows."""
+    z = LogitMap(temperature=temperature, softcap=softcap).ref(raw_logits_ref(hidden, weight, bias))
+    kept = targets != ignore_index
+    logp = torch.log_softmax(z, dim=-1)
+    logprob = logp.gather(1, torch.where(kept, targets, 0).long()[:, None]).squeeze(1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    lse = torch.logsumexp(z, dim=-1)
+    return torch.where(kept, logprob, 0), torch.where(kept, entropy, 0), torch.where(kept, lse, 0)
+
+
+def shard_stats(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0
+) -> Tensor:
+    """`SoftmaxStats` [4, T] over the columns of `weight`, which are the token ids from `vocab_start` on."""
+    dtype = compute_dtype(hidden, weight, bias)
+    x = hidden.to(dtype)
+    stats = x.new_zeros(4, len(x))
+    stats[0] = torch.finfo(dtype).min  # the peak of no columns; 0 would be wrong where all logits are negative
+    for cols in blocks(len(weight), VOCAB_BLOCK):
+        w, b = weight[cols].to(dtype), None if bias is None else bias[cols].to(dtype)
+        for rows in blocks(len(x), TOKEN_BLOCK):
+            z = raw_logits(x[rows], w, b)
+            logit_map.select(rows).apply_(z)
+            block = softmax_stats_(z, *locate(targets[rows], vocab_start + cols.start, len(w)))
+            stats[:, rows] = torch.stack(merge(SoftmaxStats(*stats[:, rows]), block))
+    return stats
+
+
+class LinearLogprob(torch.autograd.Function):
+    """Blocks of TOKEN_BLOCK x VOCAB_BLOCK logits, twice: for the statistics, and recomputed for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        logit_map: LogitMap,
+        vocab_start: int,
+        tp_group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        with full_precision(hidden.device):
+            local = shard_stats(hidden, weight, bias, targets, logit_map, vocab_start)
+        stats = merge_over_ranks(local, tp_group)
+        logprob, entropy, lse = stats.logprob, stats.entropy, stats.lse
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy, lse)
+        ctx.logit_map, ctx.vocab_start, ctx.tp_group = logit_map, vocab_start, tp_group
+        return logprob, entropy, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None, g_lse: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, entropy, lse = ctx.saved_tensors
+        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy, g_lse)
+        live = grad.live_rows()  # the other rows cost nothing, and a NaN in one of them stays there
+        x, grad, targets, lse = hidden[live].to(lse.dtype), grad.select(live), targets[live], lse[live]
+        logit_map = ctx.logit_map.select(live)
+        dx = torch.zeros_like(x) if need_x else None
+        dw = torch.empty_like(weight) if need_w else None
+        db = torch.empty_like(bias) if need_b else None
+        with full_precision(hidden.device):
+            for cols in blocks(len(weight), VOCAB_BLOCK):
+                w, b = weight[cols].to(x.dtype), None if bias is None else bias[cols].to(x.dtype)
+                dw_block, db_block = torch.zeros_like(w), x.new_zeros(len(w))
+                for rows in blocks(len(x), TOKEN_BLOCK):
+                    z = raw_logits(x[rows], w, b)
+                    slope = logit_map.select(rows).apply_(z)
+                    where = locate(targets[rows], ctx.vocab_start + cols.start, len(w))
+                    dz = grad.select(rows).logits_(z, lse[rows], *where)
+                    if slope is not None:
+                        dz.mul_(slope)
+                    if dx is not None:
+                        dx[rows].addmm_(dz, w)
+                    if need_w:
+                        dw_block.addmm_(dz.t(), x[rows])
+                    if need_b:
+                        db_block += dz.sum(0)
+                if dw is not None:
+                    dw[cols] = dw_block
+                if db is not None:
+                    db[cols] = db_block
+        if dx is not None:
+            if ctx.tp_group is not None:
+                dist.all_reduce(dx, group=ctx.tp_group)
+            dx = dx.to(hidden.dtype)
+            if isinstance(live, Tensor):
+                dx = torch.zeros_like(hidden).index_copy_(0, live, dx)
+        return dx, dw, db, None, None, None, None
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    return_entropy: bool = False,
+    return_lse: bool = False,
+    tp_group: dist.ProcessGroup | None = None,
+    backend: Literal["auto", "reference"] = "auto",
+) -> Tensor | tuple[Tensor, ...]:
+    """log p(targets) under softmax(cap(hidden @ weight.T + bias) / temperature), in bounded memory.
+
+    Args:
+        hidden: [T, H], any float dtype.
+        weight: [V, H], the projection (`lm_head.weight`; tied embeddings just receive the sum of both gradients).
+        targets: i32 or i64 [T], token ids, or `ignore_index` for rows to skip: 0 in every output, zero gradient.
+        bias: [V]; -inf masks a vocabulary entry.
+        temperature: a positive number, or [T]; divides the soft-capped logits. Receives no gradient.
+        softcap: the logits become `softcap * tanh(logits / softcap)` first.
+        return_entropy, return_lse: also return them, in this order; both are differentiable.
+        tp_group: vocabulary-parallel: `weight` and `bias` hold this rank's contiguous shard, shards in rank order and
+            of any size; `targets` are global ids. Every rank must hold the same `hidden` and `targets` and form the
+            same loss; all get the same outputs and the full gradient of `hidden`; `weight` gets its shard's.
+        backend: "auto", the bounded path; "reference", all logits in memory (the oracle, no `tp_group`).
+
+    Returns:
+        logprob [T] (, entropy [T]) (, lse [T]) in nats; float32, or float64 if an input is.
+
+    Raises:
+        ValueError: shapes that do not fit, or a target outside the vocabulary (it is named).
+    """
+    check_projection(hidden, weight, bias, targets=targets, temperature=temperature)
+    check_backend(backend)
+    if backend == "reference" and tp_group is not None:
+        raise ValueError('backend = "reference" has no tensor-parallel form; use backend = "auto" with tp_group')
+    vocab_start, vocabulary = shard_bounds(weight, tp_group)
+    check_targets(targets, vocabulary, ignore_index)
+    targets = targets.long()
+    if backend == "reference":
+        outputs = linear_logprob_ref(
+            hidden, weight, targets, bias=bias, temperature=temperature, softcap=softcap, ignore_index=ignore_index
+        )
+    else:
+        kept = kept_rows(targets, ignore_index, None)
+        logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
+        outputs = LinearLogprob.apply(hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group)
+        if isinstance(kept, Tensor):
+            outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
+    wanted = tuple(o for o, want in zip(outputs, (True, return_entropy, return_lse), strict=True) if want)
+    return wanted if len(wanted) > 1 else wanted[0]
+
+
+def locate(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+    """(column of each target in the block of ids [start, start + width), or 0; whether it lies there)."""
+    column = targets - start
+    inside = (column >= 0) & (column < width)
+    return torch.where(inside, column, 0), inside
+
+
+def shard_bounds(weight: Tensor, tp_group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """(first token id of this rank's shard, size of the whole vocabulary)."""
+    if tp_group is None:
+        return 0, len(weight)
+    size = torch.tensor([len(weight)], device=weight.device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(tp_group))]
+    dist.all_gather(sizes, size, group=tp_group)
+    counts = [int(s) for s in sizes]
+    return sum(counts[: dist.get_rank(tp_group)]), sum(counts)
+
+
+def merge_over_ranks(stats: Tensor, tp_group: dist.ProcessGroup | None) -> SoftmaxStats:
+    """Statistics [T] over the whole vocabulary, merged in rank order: bit-equal on every rank."""
+    if tp_group is None:
+        return SoftmaxStats(*stats)
+    shards = [torch.empty_like(stats) for _ in range(dist.get_world_size(tp_group))]
+    dist.all_gather(shards, stats, group=tp_group)
+    return reduce(merge, (SoftmaxStats(*shard) for shard in shards))

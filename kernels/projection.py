@@ -1,0 +1,324 @@
+"""The vocabulary projection in bounded memory: what the `linear_*` ops share.
+
+    raw_tv = h_t . W_v + b_v        z_tv = cap(raw_tv) / temperature_t        cap(x) = softcap * tanh(x / softcap)
+    lse_t = log sum_v exp z_tv      logprob_tv = z_tv - lse_t                 p = exp(logprob)
+    entropy_t = -sum_v p_tv logprob_tv
+
+    d logprob_ty / dz_tv = 1[v = y] - p_tv
+    d entropy_t  / dz_tv = -p_tv (logprob_tv + entropy_t)
+    d lse_t      / dz_tv = p_tv
+
+Legend: T tokens, H hidden, V vocabulary; n and v are the rows and columns of one block. The maths runs in float32
+(float64 for float64 inputs) from the GEMM's accumulator to the last sum, whatever the dtype of the inputs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOGIT_FLOOR = -1e30
+"""Stands in for -inf: a bias of -inf (a masked vocabulary entry) must not meet `0 * inf`. exp() of it is 0."""
+
+LOG2_E = math.log2(math.e)
+
+CHUNK_ELEMENTS = 6 * 2**20
+"""Logits in one token chunk of `TokenLoss`: 128 rows of 49152 (24 MiB in float32). GEMMs ran at 72 to 80 GFLOP/s a core
+(Zen 4) from 128 rows up, at 50 to 65 with 64; above 32 MiB glibc maps new pages for every temporary (3 ns an
+element)."""
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any input is, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Autocast would turn the float32 GEMMs of this package into bfloat16 ones."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x by way of 2^x, which torch vectorises itself: 0.44 ns an element, against 1.0 in MKL's exp (Zen 4)."""
+    return (x * LOG2_E).exp2_()
+
+
+def exp_(x: Tensor) -> Tensor:
+    """`exp` in place."""
+    return x.mul_(LOG2_E).exp2_()
+
+
+def blocks(total: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` that cover `range(total)`."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def check_projection(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, *, prefix: str = "", **per_token: Tensor | float | None
+) -> None:
+    """Shapes, once, at the door. `per_token` are the arguments that hold one value a token; `prefix` names a teacher's.
+
+    Raises ValueError naming the argument, its shape and the rule.
+    """
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"{prefix}hidden {tuple(hidden.shape)} and {prefix}weight {tuple(weight.shape)} must be [T, H] and [V, H] "
+            "with one H"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{prefix}bias {tuple(bias.shape)} must be [V] = [{weight.shape[0]}]")
+    for name, value in per_token.items():
+        if isinstance(value, Tensor) and value.ndim != 0 and value.shape != hidden.shape[:1]:
+            raise ValueError(f"{name} {tuple(value.shape)} must be [T] = [{hidden.shape[0]}]")
+
+
+def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None) -> None:
+    """Raises ValueError naming the first target that is neither a token id nor `ignore_index`, with its index."""
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(f"targets have dtype {targets.dtype}; token ids must be integers")
+    bad = (targets < 0) | (targets >= vocabulary)
+    if ignore_index is not None:
+        bad &= targets != ignore_index
+    if bad.any():
+        index = tuple(bad.nonzero()[0].tolist())
+        where = ", ".join(map(str, index))
+        unless = "" if ignore_index is None else f" and is not ignore_index ({ignore_index})"
+        raise ValueError(
+            f"targets[{where}] = {targets[index].item()} is outside the vocabulary [0, {vocabulary}){unless}"
+        )
+
+
+def check_denominator(denominator: float | Tensor) -> None:
+    """Raises ValueError unless a Python number is > 0 (a tensor is trusted: looking would be a sync on a GPU)."""
+    if not isinstance(denominator, Tensor) and not denominator > 0:
+        raise ValueError(f"denominator = {denominator} must be > 0; pass max(1, the global count of trained tokens)")
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError for a name that no op knows."""
+    if backend not in ("auto", "reference"):
+        raise ValueError(f'backend = {backend!r} must be "auto" (bounded memory) or "reference" (all logits in memory)')
+
+
+def nonzero(mask: Tensor) -> Tensor | slice:
+    """The rows where mask[T] holds: a slice if they are all, so that nothing is copied, else indices i64."""
+    return slice(None) if mask.all() else mask.nonzero().squeeze(1)
+
+
+def kept_rows(targets: Tensor, ignore_index: int, token_weight: Tensor | None) -> Tensor | slice:
+    """The rows that enter a loss: target not ignored, weight not 0."""
+    kept = targets != ignore_index
+    return nonzero(kept if token_weight is None else kept & (token_weight != 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitMap:
+    """What happens to raw logits before the softmax: soft cap, then temperature. Neither receives a gradient."""
+
+    temperature: float | Tensor
+    """A number, or [T]."""
+    softcap: float | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.temperature, Tensor) and not self.temperature > 0:
+            raise ValueError(f"temperature = {self.temperature} must be > 0; greedy decoding has no log-probability")
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"softcap = {self.softcap} must be > 0; pass None for no cap")
+
+    def select(self, rows: Tensor | slice) -> "LogitMap":
+        """The map of some rows only."""
+        if not isinstance(self.temperature, Tensor) or self.temperature.ndim == 0:
+            return self
+        return LogitMap(temperature=self.temperature[rows], softcap=self.softcap)
+
+    def ref(self, raw: Tensor) -> Tensor:
+        """z for raw[T, V], differentiable."""
+        if self.softcap is not None:
+            raw = self.softcap * torch.tanh(raw / self.softcap)
+        return raw / self._column(raw)
+
+    def apply_(self, raw: Tensor) -> Tensor | None:
+        """Overwrites raw[n, v] with z and returns dz/draw, broadcastable to it (None stands for 1)."""
+        slope: Tensor | None = None
+        if self.softcap is not None:
+            raw.div_(self.softcap).tanh_()
+            slope = 1 - raw.square()
+            raw.mul_(self.softcap)
+        if isinstance(self.temperature, Tensor) or self.temperature != 1.0:
+            inverse = self._column(raw).reciprocal()
+            raw.mul_(inverse)
+            slope = inverse if slope is None else slope.mul_(inverse)
+        return slope
+
+    def _column(self, like: Tensor) -> Tensor:
+        return torch.as_tensor(self.temperature, dtype=like.dtype, device=like.device).detach().reshape(-1, 1)
+
+
+def raw_logits_ref(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """All raw logits [T, V] at once, in the compute dtype, differentiable."""
+    dtype = compute_dtype(hidden, weight, bias)
+    with full_precision(hidden.device):
+        raw = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    return raw if bias is None else raw.clamp(min=LOGIT_FLOOR)
+
+
+def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """A fresh block of raw logits [n, v] from x[n, H], w[v, H], b[v], all in the compute dtype."""
+    return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t()).clamp_(min=LOGIT_FLOOR)
+
+
+class SoftmaxStats(NamedTuple):
+    """What a block of columns knows of each row's softmax; blocks (and vocabulary shards) merge exactly."""
+
+    peak: Tensor
+    """[n] max_v z"""
+    total: Tensor
+    """[n] sum_v exp(z - peak)"""
+    moment: Tensor
+    """[n] sum_v exp(z - peak) (z - peak)"""
+    target: Tensor
+    """[n] z at the target; 0 where the target is in another block"""
+
+    @property
+    def logprob(self) -> Tensor:
+        return self.target - self.peak - self.total.log()
+
+    @property
+    def entropy(self) -> Tensor:
+        return self.total.log() - self.moment / self.total
+
+    @property
+    def lse(self) -> Tensor:
+        return self.peak + self.total.log()
+
+
+def softmax_stats_(z: Tensor, column: Tensor, inside: Tensor) -> SoftmaxStats:
+    """Statistics of z[n, v]; `column` i64[n] is the target's column, where `inside` bool[n].
+
+    Leaves z shifted by its row maxima.
+    """
+    target = torch.where(inside, z.gather(1, column[:, None]).squeeze(1), 0)
+    peak = z.amax(1)
+    weight = exp(z.sub_(peak[:, None]))
+    total = weight.sum(1)
+    return SoftmaxStats(peak=peak, total=total, moment=weight.mul_(z).sum(1), target=target)
+
+
+def merge(a: SoftmaxStats, b: SoftmaxStats) -> SoftmaxStats:
+    """Statistics of the union of two sets of columns."""
+    peak = torch.maximum(a.peak, b.peak)
+    parts = []
+    for s in (a, b):
+        drop = s.peak - peak
+        scale = drop.exp()
+        parts.append((scale * s.total, scale * (s.moment + s.total * drop)))
+    (total_a, moment_a), (total_b, moment_b) = parts
+    return SoftmaxStats(peak=peak, total=total_a + total_b, moment=moment_a + moment_b, target=a.target + b.target)
+
+
+class SoftmaxGrad(NamedTuple):
+    """dLoss/dz_tv = p_tv (p + p_logp * logprob_tv) + target * 1[v = y_t]: the three coefficients [n] of each row."""
+
+    target: Tensor
+    p: Tensor
+    p_logp: Tensor | None
+
+    @classmethod
+    def from_upstream(
+        cls, entropy: Tensor, g_logprob: Tensor | None, g_entropy: Tensor | None = None, g_lse: Tensor | None = None
+    ) -> "SoftmaxGrad":
+        """From the entropy's value and the upstream gradients of logprob, entropy and lse; all [n], None for zero."""
+        target = torch.zeros_like(entropy) if g_logprob is None else g_logprob
+        p = -target if g_lse is None else g_lse - target
+        if g_entropy is None:
+            return cls(target=target, p=p, p_logp=None)
+        return cls(target=target, p=p - g_entropy * entropy, p_logp=-g_entropy)
+
+    def live_rows(self) -> Tensor | slice:
+        """The rows with any gradient."""
+        live = (self.target != 0) | (self.p != 0)
+        return nonzero(live if self.p_logp is None else live | (self.p_logp != 0))
+
+    def select(self, rows: Tensor | slice) -> "SoftmaxGrad":
+        return SoftmaxGrad(self.target[rows], self.p[rows], None if self.p_logp is None else self.p_logp[rows])
+
+    def logits_(self, z: Tensor, lse: Tensor, column: Tensor, inside: Tensor) -> Tensor:
+        """dLoss/dz [n, v]; z[n, v] is spent. `lse` [n] belongs to z as it stands (shifted or not)."""
+        logprob = z.sub_(lse[:, None])
+        if self.p_logp is None:
+            dz = exp_(logprob).mul_(self.p[:, None])
+        else:
+            p = exp(logprob)
+            dz = logprob.mul_(self.p_logp[:, None]).add_(self.p[:, None]).mul_(p)
+        return dz.scatter_add_(1, column[:, None], torch.where(inside, self.target, 0)[:, None])
+
+
+ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(z[n, V], rows) -> (the chunk's summed loss, dLoss/dz [n, V]). May overwrite z."""
+
+
+class TokenLoss(torch.autograd.Function):
+    """Sum over tokens of a loss that needs one token's logits at a time, with its gradient taken in the forward pass.
+
+    Three GEMMs instead of the four of a recomputing backward; backward only scales. Chunks hold whole rows, because the
+    gradient of a row needs its normaliser.
+    """
+
+    @classmethod
+    def run(
+        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, logit_map: LogitMap, chunk_loss: ChunkLoss
+    ) -> Tensor:
+        """The loss, 0-dim. No gradient is formed where autograd is off."""
+        if not torch.is_grad_enabled():
+            hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+        return cls.apply(hidden, weight, bias, logit_map, chunk_loss)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        logit_map: LogitMap,
+        chunk_loss: ChunkLoss,
+    ) -> Tensor:
+        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        dtype = compute_dtype(hidden, weight, bias)
+        w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+        dx = torch.empty_like(hidden) if need_x else None
+        dw = torch.zeros_like(w) if need_w else None
+        db = torch.zeros_like(b) if need_b and b is not None else None
+        loss = hidden.new_zeros((), dtype=dtype)
+        with full_precision(hidden.device):
+            for rows in blocks(len(hidden), max(64, min(1024, CHUNK_ELEMENTS // len(w)))):
+                x = hidden[rows].to(dtype)
+                z = raw_logits(x, w, b)
+                slope = logit_map.select(rows).apply_(z)
+                chunk, dz = chunk_loss(z, rows)
+                loss += chunk
+                if slope is not None:
+                    dz.mul_(slope)
+                if dx is not None:
+                    dx[rows] = dz @ w
+                if dw is not None:
+                    dw.addmm_(dz.t(), x)
+                if db is not None:
+                    db += dz.sum(0)
+        ctx.save_for_backward(
+            dx, None if dw is None else dw.to(weight.dtype), None if db is None or bias is None else db.to(bias.dtype)
+        )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
+        # `loss.backward()` passes 1: the saved [V, H] gradient is handed on uncopied. On a GPU looking would be a sync.
+        if grad.device.type == "cpu" and grad.item() == 1.0:
+            return (*saved, None, None)
+        return (*(None if g is None else g * grad.to(g.dtype) for g in saved), None, None)

@@ -1,0 +1,97 @@
+"""Log-probability and entropy of tokens from logits that already exist.
+
+    z = logits / temperature in float32      logprob = z[target] - lse(z)      entropy = lse(z) - sum_v p_v z_v
+
+    dlogits_v = (g_logprob (1[v = target] - p_v) - g_entropy p_v (log p_v + entropy)) / temperature
+
+Rows are taken a block at a time: the only tensor of the size of the logits that this makes is their gradient.
+
+Legend: ... any leading shape, V vocabulary, N rows (the product of the leading shape), n rows of one block.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .projection import LogitMap, SoftmaxGrad, blocks, check_targets, compute_dtype, softmax_stats_
+
+BLOCK_ELEMENTS = 2**20
+"""Logits in one block: 4 MiB in float32, in cache for the handful of passes over it."""
+
+
+def selective_logprob_ref(logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+    """The definition, in one piece: (logprob, entropy) of logits [N, V], targets [N]."""
+    logp = torch.log_softmax(
+        LogitMap(temperature=temperature, softcap=None).ref(logits.to(compute_dtype(logits))), dim=-1
+    )
+    return logp.gather(1, targets.long()[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
+
+
+class SelectiveLogprob(torch.autograd.Function):
+    """Blocks of whole rows, recomputed for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, logit_map: LogitMap) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        out = logits.new_empty(3, len(logits), dtype=compute_dtype(logits))
+        for rows in row_blocks(logits):
+            z = logits[rows].to(out.dtype, copy=True)
+            logit_map.select(rows).apply_(z)
+            stats = softmax_stats_(z, targets[rows], targets[rows] >= 0)
+            out[:, rows] = torch.stack([stats.logprob, stats.entropy, stats.lse])
+        logprob, entropy, lse = out
+        ctx.save_for_backward(logits, targets, entropy, lse)
+        ctx.logit_map = logit_map
+        return logprob.clone(), entropy.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, targets, entropy, lse = ctx.saved_tensors
+        grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy)
+        dlogits = torch.empty_like(logits)
+        for rows in row_blocks(logits):
+            z = logits[rows].to(lse.dtype, copy=True)
+            slope = ctx.logit_map.select(rows).apply_(z)
+            dz = grad.select(rows).logits_(z, lse[rows], targets[rows], targets[rows] >= 0)
+            dlogits[rows] = dz if slope is None else dz.mul_(slope)
+        return dlogits, None, None
+
+
+def row_blocks(logits: Tensor) -> Iterator[slice]:
+    return blocks(len(logits), max(1, BLOCK_ELEMENTS // logits.shape[1]))
+
+
+def selective_logprob(
+    logits: Tensor, targets: Tensor, *, temperature: float | Tensor = 1.0, return_entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """log p(targets) under softmax(logits / temperature), and the entropy.
+
+    Args:
+        logits: [..., V], any float dtype; not changed.
+        targets: i32 or i64 [...], token ids.
+        temperature: a positive number, or [...]. Receives no gradient.
+        return_entropy: also return the entropy; both are differentiable.
+
+    Returns:
+        logprob [...] (, entropy [...]) in nats; float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: shapes that do not fit, or a target outside the vocabulary (it is named).
+    """
+    shape, vocabulary = logits.shape[:-1], logits.shape[-1]
+    if targets.shape != shape:
+        raise ValueError(f"targets {tuple(targets.shape)} must have the leading shape of logits {tuple(logits.shape)}")
+    if isinstance(temperature, Tensor) and temperature.ndim != 0:
+        if temperature.shape != shape:
+            raise ValueError(
+                f"temperature {tuple(temperature.shape)} must be a number or have the shape of targets {tuple(shape)}"
+            )
+        temperature = temperature.reshape(-1)
+    check_targets(targets, vocabulary, ignore_index=None)
+    logit_map = LogitMap(temperature=temperature, softcap=None)
+    logprob, entropy = SelectiveLogprob.apply(logits.reshape(-1, vocabulary), targets.reshape(-1).long(), logit_map)
+    return (logprob.view(shape), entropy.view(shape)) if return_entropy else logprob.view(shape)
