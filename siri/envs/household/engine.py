@@ -8,7 +8,7 @@ from siri.envs.household.problem import Game
 from siri.envs.household.rules import State, act, admissible, anchor, initial_state, introduction, look, won
 
 
-# Compiling takes 1 ms, and a game's tables some 60 kB: kept for as many games as a few iterations play.
+# Compiling takes 1 ms, and a game's tables some 65 kB: kept for as many games as a few iterations play.
 @lru_cache(maxsize=512)
 def board_of(game: Game) -> Board:
     """The game's tables, made on first use. Raises UserError where the problem text is malformed."""

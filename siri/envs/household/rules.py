@@ -31,6 +31,7 @@ Available commands:
   cool (object) with (receptacle):  cool an object using a receptacle
   slice (object) with (object):     slice an object using a sharp object
 """
+_ROOM = "You are in the middle of a room. Looking quickly around you, you see {}."
 
 
 class State(NamedTuple):
@@ -130,9 +131,7 @@ def won(board: Board, state: State) -> bool:
 
 def introduction(board: Board, state: State, task: str) -> str:
     """The first observation."""
-    around = look(board, state)
-    if not board.spots[state.spot].receptacles:
-        around = around.replace("nothing", board.room)
+    around = look(board, state) if board.spots[state.spot].receptacles else _ROOM.format(board.room)
     return f"-= Welcome to TextWorld, ALFRED! =-\n\n{around}\n\nYour task is to: {task}"
 
 
@@ -140,7 +139,7 @@ def look(board: Board, state: State) -> str:
     """What `look` answers."""
     spot = board.spots[state.spot]
     if not spot.receptacles:
-        return "You are in the middle of a room. Looking quickly around you, you see nothing."
+        return _ROOM.format("nothing")
     return f"You are facing the {spot.facing}. Next to it, you see {listing(_standing_by(board, state))}."
 
 
@@ -191,11 +190,12 @@ def _describe_held(board: Board, state: State) -> str:
     if board.inner[t]:
         return f"This is a normal {name}. In it, you see {board.inner[t]}."
     clean, hot, cool, sliced = (flags >> t & 1 for flags in (state.clean, state.hot, state.cool, state.sliced))
-    words = [word for word, holds in (("hot", hot), ("cool", cool and not hot), ("clean", clean)) if holds]
-    if words == ["cool"] and not sliced:
+    if cool and not clean and not sliced:
         return f"This is a cold {name}."
-    if words or (sliced and t in board.sliceable):
-        return f"This is a {' and '.join(words)}{' sliced' if sliced else ''} {name}.".replace("a  sliced", "a sliced")
+    treatment = " and ".join(word for word, holds in (("hot", hot), ("cool", cool), ("clean", clean)) if holds)
+    words = [word for word in (treatment, "sliced" if sliced else "") if word]
+    if words:
+        return f"This is a {' '.join(words)} {name}."
     if t in board.toggleable and state.toggled >> t & 1:
         return f"This {name} is on."
     return f"There's nothing special about {name}."

@@ -43,7 +43,7 @@ class TextWorldEnv:
         """Raises UserError where `alfworld` or `textworld` is not installed."""
         with _sys_argv_kept():
             if self._env is None:
-                self._env = _open(game_file(self.game, domain=self._domain, grammar=self._grammar))
+                self._env = open_textworld(game_file(self.game, domain=self._domain, grammar=self._grammar))
             return self._observe(self._env.reset(), reward=0.0)
 
     def step(self, action: str) -> Observation:
@@ -76,7 +76,11 @@ def _sys_argv_kept() -> Iterator[None]:
         sys.argv = argv
 
 
-def _open(file: dict[str, Any]) -> Any:
+def open_textworld(file: dict[str, Any]) -> Any:
+    """A TextWorld environment, named by ALFWorld, that plays the content of a `game.tw-pddl` file.
+
+    Raises UserError where `alfworld` or `textworld` is not installed.
+    """
     try:
         textworld = importlib.import_module("textworld")
         pddl = importlib.import_module("textworld.envs.pddl")
@@ -107,7 +111,7 @@ def _state(board: Board, facts: Iterable[Any]) -> State:
             contents[number[names[1]]].add(number[names[0]])
         elif fact.name == "not_inreceptacle":
             left[number[names[1]]].add(number[names[0]])
-        elif fact.name == "objectatlocation":
+        elif fact.name == "objectatlocation" and names[1] in number:  # Places out of everyone's reach have no number.
             things_at[number[names[1]]].add(number[names[0]])
         elif fact.name == "atlocation":
             spot = number[names[1]]
