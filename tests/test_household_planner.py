@@ -30,7 +30,8 @@ def test_official_games(split: str, every: int) -> None:
     assert_as_short_as_official(load_games(shared_path("data", "alfworld", f"{split}.jsonl.xz"))[::every])
 
 
-@pytest.mark.slow  # 20 s alone on a core.
+@pytest.mark.slow  # 20 s alone on a core, minutes beside other work.
+@pytest.mark.timeout(900)
 def test_every_official_train_game() -> None:
     games = load_games(shared_path("data", "alfworld", "train.jsonl.xz"))
     assert len(games) == 3553

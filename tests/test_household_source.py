@@ -85,6 +85,18 @@ def test_official_games_as_archives_and_as_folders(tmp_path: Path) -> None:
             assert split_hash(source, split) == split_hash(sources[0], split)
 
 
+def test_games_that_alfworld_leaves_out(tmp_path: Path) -> None:
+    """An official download holds more files than ALFWorld has games: see its `collect_game_files`."""
+    for index in range(4):
+        export(tmp_path / "train", index)
+    kept, movable, sliced, unsolvable = sorted((tmp_path / "train").iterdir())
+    movable.rename(movable.with_name("pick_and_place_with_movable_recep-Apple-Pot-Fridge-2"))
+    sliced.rename(sliced.with_name("pick_heat_then_place_in_recep-AppleSliced-None-Fridge-2"))
+    file = unsolvable / "trial" / "game.tw-pddl"
+    file.write_text(json.dumps({"solvable": False, "grammar": "", "pddl_problem": ""}), encoding="utf-8")
+    assert OfficialGames(tmp_path).tasks("train") == (f"{kept.name}/trial",)
+
+
 def test_official_splits_that_are_absent_are_left_out(tmp_path: Path) -> None:
     archive(tmp_path / "valid_seen.jsonl.xz", 1)
     source = OfficialGames(tmp_path)

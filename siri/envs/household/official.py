@@ -21,21 +21,25 @@ def load_games(path: str | Path) -> list[Game]:
     """Games of an archive in its order, or of a directory and everything below it in the order of their paths.
 
     `path` is an `.jsonl.xz` archive (one object a line with `id`, `task`, `pddl_problem`, `walkthrough`), an
-    `ALFWORLD_DATA` directory, or any directory or `game.tw-pddl` file inside one. Problem texts are parsed when a game
-    is first played. Raises UserError for a missing, empty, truncated or malformed file, naming it.
+    `ALFWORLD_DATA` directory, or any directory or `game.tw-pddl` file inside one. Left out of directories is what
+    ALFWorld leaves out: games marked as not solvable, and those of ALFRED's tasks with movable receptacles or slices.
+    Problem texts are parsed when a game is first played.
+
+    Raises UserError for a missing, empty, truncated or malformed file, naming it.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        files = sorted(path.rglob("game.tw-pddl"))
-        if not files:
+        files = (file for file in sorted(path.rglob("game.tw-pddl")) if _in_alfworld(file))
+        games = [game for file in files for game in _read_game_file(file)]
+        if not games:
             raise UserError(
                 f"{path}: no game.tw-pddl below this directory; point to ALFWORLD_DATA or a split inside it"
             )
-        return [_read_game_file(file, path) for file in files]
+        return games
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; give an .jsonl.xz archive or an ALFWORLD_DATA directory")
     if path.name == "game.tw-pddl":
-        return [_read_game_file(path, path.parent.parent.parent)]
+        return _read_game_file(path)
     return _read_archive(path)
 
 
@@ -62,12 +66,20 @@ def _read_archive(path: Path) -> list[Game]:
     return games
 
 
-def _read_game_file(path: Path, root: Path) -> Game:
+def _in_alfworld(path: Path) -> bool:
+    task = path.parent.parent.name
+    return "movable" not in task and "Sliced" not in task
+
+
+def _read_game_file(path: Path) -> list[Game]:
+    """The game of a file; none where the file says that it cannot be solved."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); download it again") from error
     record = _parse_json(text, str(path))
+    if record.get("solvable") is False:
+        return []
     grammar = _field(record, "grammar", str(path))
     task = _TASK.search(grammar)
     if task is None:
@@ -75,13 +87,14 @@ def _read_game_file(path: Path, root: Path) -> Game:
     if _MOVE_COMMAND not in grammar:
         raise UserError(f"{path}: the grammar has no 'move X to Y' command; it is of alfworld < 0.4, download it again")
     trial = path.parent
-    return _game(
+    game = _game(
         id=f"{trial.parent.name}/{trial.name}",
         task=json.loads(f'"{task[1]}"').strip(),
         text=_field(record, "pddl_problem", str(path)),
         walkthrough=_walkthrough(record, str(path)),
         source=str(path),
     )
+    return [game]
 
 
 def _game(*, id: str, task: str, text: str, walkthrough: tuple[str, ...], source: str) -> Game:
