@@ -142,7 +142,9 @@ def test_size(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_FILE
     for function in functions(path):
         is_kernel = any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
-        lines = (function.end_lineno or 0) - function.lineno + 1
+        # What is written about it is free: a docstring that gives every shape must not cost a function its body.
+        words = ast.get_docstring(function, clean=False) or ""
+        lines = (function.end_lineno or 0) - function.lineno + 1 - (len(words.splitlines()) if words else 0)
         assert lines <= (MAX_KERNEL if is_kernel else MAX_FUNCTION), f"{function.name} has {lines} lines"
 
 
@@ -164,8 +166,10 @@ def test_names_shadow_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in SOURCES.values() if relative(p) not in PRINTING_FILES], ids=relative)
 def test_prints_only_where_stdout_is_owned(path: Path) -> None:
-    calls = (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
-    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            to = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "file"]
+            assert to == ["sys.stderr"], f"line {node.lineno} prints"
 
 
 @pytest.mark.parametrize("path", EVERY_FILE, ids=relative)
@@ -174,5 +178,7 @@ def test_a_broad_except_says_why(path: Path) -> None:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "BaseException"
+            if isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None:
+                continue  # cleans up and lets the error go on
             if "BaseException" in caught or "Exception" in caught.strip("()").split(", "):
                 assert "#" in lines[node.lineno - 1], f"line {node.lineno} catches {caught} without a reason beside it"
