@@ -49,6 +49,8 @@ class Policy:
 
     def hidden_L(self, batch: PackedBatch) -> torch.Tensor:
         """Final hidden states [L, H] of the positions that predict the trained tokens. `batch` is on the device."""
+        if batch.num_tokens == 0:  # a rank that ran out of rows: nothing to compute, yet something to call backward on
+            return self.head.weight[:0]
         bounds = batch.cu_seqlens.tolist()
         # A 4-D mask is passed through by transformers as it is; ours is never read. Without it the library would
         # build a [T, T] block mask for packed positions.

@@ -42,7 +42,10 @@ def count(ids: np.ndarray, token: str) -> int:
 texts = st.text(max_size=40) | st.sampled_from([ACT, END, f"a{END}b{ACT}", "<|begin|>", "\n\n", ""])
 
 
-@given(first=texts, turns=st.lists(st.tuples(texts, st.booleans(), texts), max_size=5), skills=st.lists(texts, max_size=2))
+turns_drawn = st.lists(st.tuples(texts, st.booleans(), texts), max_size=5)
+
+
+@given(first=texts, turns=turns_drawn, skills=st.lists(texts, max_size=2))
 def test_compact_prompts_grow_by_exactly_the_drawn_tokens_and_one_message(first, turns, skills):
     r = renderer("compact")
     dialogue = r.dialogue(skills)
@@ -162,8 +165,8 @@ def test_a_tokenizer_without_a_usable_chat_template_is_refused():
         ("Nothing happens.", "nothing happens"),
         ("There's nothing special about mug 3.", "There's nothing special about mug 3."),
         (
-            "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see a"
-            " bed 1, a desk 2, and a safe 1.\n\nYour task is to: put a mug in desk.",
+            "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you"
+            " see a bed 1, a desk 2, and a safe 1.\n\nYour task is to: put a mug in desk.",
             "bed 1, desk 2, safe 1",
         ),
     ],
