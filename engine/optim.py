@@ -157,7 +157,7 @@ class ShardedAdamW:
                 if self._world.size > 1:
                     dist.broadcast(whole, src=self._owner[name])
                 if self._world.is_main:
-                    state[f"{name}/{key}"] = whole.detach().to("cpu", copy=True)
+                    state[f"{name}/{key}"] = whole.detach().to("cpu", copy=True).contiguous()
         return state if self._world.is_main else {}
 
     @torch.no_grad()

@@ -1,0 +1,77 @@
+"""Files that are either whole or absent, whatever happens while they are written."""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from siri.engine.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replaces `path` by UTF-8 `text` on disk: after a crash it holds the old text or the new one.
+
+    One writer at a time. Raises UserError if the file cannot be written (full disk, no permission); the old one is then
+    untouched.
+    """
+    scratch = path.with_name(f".{path.name}.writing")
+    with user_error_on_write(path):
+        try:
+            with open(scratch, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """`write_text_atomic` of strict, indented JSON."""
+    write_text_atomic(path, strict_json(value, indent=2) + "\n")
+
+
+def strict_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON that every parser reads: numpy scalars become numbers, and numbers that are not finite become null."""
+    return json.dumps(_strict(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames and new names in `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def user_error_on_write(path: Path) -> Iterator[None]:
+    """An OSError of the body becomes a UserError about writing `path`."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space" if error.errno in DISK_FULL else "make that place writable"
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}, then give the same command again"
+        ) from error
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):  # a numpy or torch scalar
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
