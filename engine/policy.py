@@ -68,10 +68,12 @@ class Policy:
     def logprob_L(self, batch: PackedBatch, *, temperature: float) -> torch.Tensor:
         """Log-probability f32[L] (nats) of each trained token at `temperature`."""
         head = self.head
-        return linear_logprob(
+        logprob_L = linear_logprob(
             self.hidden_L(batch), head.weight, batch.target_L,
             bias=head.bias, softcap=head.softcap, temperature=temperature,
         )  # fmt: skip
+        assert isinstance(logprob_L, torch.Tensor)
+        return logprob_L
 
     def save(self, directory: Path) -> None:
         """Write a directory that transformers and vLLM load."""
@@ -95,7 +97,7 @@ def load_policy(source: str, *, dtype: torch.dtype, device: torch.device) -> Pol
             "give `tiny`, `smollm2-135m`, a directory in transformers format, or a hub id that this machine can reach"
         ) from error
     _check_head(model, source, config)
-    model.to(device)
+    nn.Module.to(model, device)
     model.eval()  # no dropout: with it, trainer and sampler would be two policies
     return Policy(model=model, tokenizer=tokenizer, source=source)
 

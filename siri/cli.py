@@ -1,7 +1,7 @@
 """The `siri` command: finds the subcommand's module, and turns its errors into exit codes.
 
-A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`. Only the module that was asked for is
-imported, so `siri --help` does not wait for torch.
+A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`, or, where it reads its own words, with
+`main(words, prog) -> int`. Only the module that was asked for is imported, so `siri --help` does not wait for torch.
 
 Exit codes: what `run` returns; 2 for a UserError (one line on stderr) or a wrong command line; 130 after Ctrl-C.
 """
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module_name, summary = COMMANDS[args.command]
     try:
         module = _import(module_name)
+        if hasattr(module, "main"):
+            return int(module.main(args.rest, f"siri {args.command}"))
         parser = argparse.ArgumentParser(prog=f"siri {args.command}", description=_sentence(summary))
         module.add_arguments(parser)
         return int(module.run(parser.parse_args(args.rest)))

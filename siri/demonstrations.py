@@ -56,7 +56,9 @@ def play(index: int, *, size: Size, max_turns: int) -> Play:
         first = rng.sample(kinds, min(len(kinds), rng.choice((1, 1, 2, 3))))
         hints = (skill_text(*_skill(game.task, first)),)
     expert = SearchingExpert(game.task, seed=index, first=first, noise=NOISE)
-    observations, actions, imitate = [observation], [], []
+    observations = [observation]
+    actions: list[str] = []
+    imitate: list[bool] = []
     while len(actions) < max_turns and not observation.done:
         action = expert.act(observation)
         observation = env.step(action)

@@ -90,6 +90,7 @@ def gigpo_advantages(
         min_sigma=config.min_sigma,
         parity=None if config.parity == "none" else config.parity,
     )
+    assert isinstance(advantage, torch.Tensor)
     per_row = advantage.numpy().astype(np.float64)
     return [
         None if trajectory.ended is Ended.ENV_ERROR else per_row[table.trajectory == index]

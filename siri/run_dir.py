@@ -51,7 +51,7 @@ def check_run_dir(config: RunConfig) -> None:
                 "choose another name, or move that folder away"
             )
         return
-    before, now = load_config(RunConfig, path, ()).model_dump(), config.model_dump()
+    before, now = load_config(RunConfig, str(path)).model_dump(), config.model_dump()
     differing = [name for name in _leaves(now) if name[0] not in MAY_CHANGE and _get(before, name) != _get(now, name)]
     if differing:
         listed = ", ".join(f"{'.'.join(n)}: {_get(before, n)!r} -> {_get(now, n)!r}" for n in differing)

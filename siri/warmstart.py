@@ -21,6 +21,7 @@ from siri.cloning import Example, blocks, clone
 from siri.demonstrations import copy_example, corpus_text, play, play_example, skill_example
 from siri.engine.errors import UserError
 from siri.envs.household.brief import brief
+from siri.envs.household.generator import Size
 from siri.prompts import Renderer
 from siri.tiny import new_model, train_tokenizer
 
@@ -38,7 +39,7 @@ class WarmstartConfig:
 
     steps: int = 3000
     seed: int = 0
-    size: str = "small"
+    size: Size = "small"
     max_turns: int = 24
     vocab_size: int = 1024
     hidden: int = 192
@@ -118,11 +119,7 @@ def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
     """An endless stream: drills first, then mostly play. A function of the seed alone."""
     rng = np.random.default_rng(config.seed)
     vocabulary = np.array(
-        [
-            i
-            for i in range(len(renderer.tokenizer))
-            if len(renderer.tokenizer.decode([i], skip_special_tokens=True).strip()) > 1
-        ],
+        [i for i in range(len(renderer.tokenizer)) if len(renderer.decode([i]).strip()) > 1],
         dtype=np.int32,
     )
     drill_tokens = COPY_ONLY * config.steps * config.rows * config.row_tokens
@@ -133,7 +130,7 @@ def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
         if tokens < drill_tokens or kind < COPY_SHARE:
             example = copy_example(index, vocabulary, renderer)
         else:
-            played = play(index, size=config.size, max_turns=config.max_turns)  # type: ignore[arg-type]
+            played = play(index, size=config.size, max_turns=config.max_turns)
             skill = kind < COPY_SHARE + SKILL_SHARE
             example = skill_example(played, renderer) if skill else play_example(played, renderer)
         tokens += len(example.ids)

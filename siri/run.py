@@ -1,0 +1,258 @@
+"""A run being worked on: everything the training loop holds, and what it does with the whole of it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from siri.config import GigpoConfig, RunConfig
+from siri.engine.checkpoint import Checkpoint, load_latest, save_checkpoint
+from siri.engine.distributed import World
+from siri.engine.errors import UserError
+from siri.engine.files import write_json_atomic
+from siri.engine.metrics import RunLog
+from siri.engine.optim import BadStepGuard, ShardedAdamW, learning_rate
+from siri.engine.policy import Policy, load_policy
+from siri.engine.rollout import Episode, collect
+from siri.engine.trajectory import Minibatch, Trajectory
+from siri.evaluate import evaluate
+from siri.run_dir import RunState, check_run_dir, claim_run_dir, summary
+from siri.session import Session, open_session
+from siri.shipped import resolve
+from siri.update import update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The parts of a run. `state` is what changes, beside the weights and the optimiser."""
+
+    config: RunConfig
+    world: World
+    session: Session
+    reference: Policy | None
+    """The starting policy, frozen, where a KL term needs it."""
+    optimizer: ShardedAdamW
+    guard: BadStepGuard
+    state: RunState
+    log: RunLog
+
+    @property
+    def advantages(self) -> GigpoConfig:
+        """GRPO is GiGPO without its step advantage."""
+        config = self.config
+        return config.gigpo if config.algorithm == "gigpo" else config.gigpo.model_copy(update={"omega": 0.0})
+
+
+@contextmanager
+def open_run(config: RunConfig, world: World) -> Iterator[Run]:
+    """Everything checked and loaded, from the newest checkpoint if there is one. Nothing is written before all is.
+
+    Raises UserError for what of the configuration does not fit this machine, these ranks or the run directory.
+    """
+    check_run_dir(config)
+    check_sizes(config, world)
+    checkpoint = load_latest(config.run_dir, world)
+    with open_session(config, world, policy_source=str(checkpoint.policy) if checkpoint else None) as session:
+        session.source.tasks(config.eval.split)
+        reference = load_reference(config, world)
+        optimizer = make_optimizer(config, session.policy, world)
+        state = restore(checkpoint, optimizer)
+        guard = BadStepGuard(
+            max_in_a_row=config.optim.max_bad_steps, in_a_row=state.bad_steps_in_a_row, total=state.bad_steps
+        )
+        if world.is_main:
+            claim_run_dir(config)
+        with RunLog(
+            config.run_dir, world, total=config.iterations, start=state.step, tensorboard=config.tensorboard
+        ) as log:
+            yield Run(
+                config=config,
+                world=world,
+                session=session,
+                reference=reference,
+                optimizer=optimizer,
+                guard=guard,
+                state=state,
+                log=log,
+            )
+
+
+def check_sizes(config: RunConfig, world: World) -> None:
+    """Raises UserError where the work of an iteration does not divide over the ranks or into packed batches."""
+    if config.rollout.num_tasks % world.size:
+        raise UserError(
+            f"rollout.num_tasks: {config.rollout.num_tasks} task groups do not divide over {world.size} ranks, and a "
+            "group is never split; use a multiple, or start another number of ranks"
+        )
+    longest = config.policy.max_prompt_tokens + config.policy.max_action_tokens
+    if longest > config.optim.max_batch_tokens:
+        raise UserError(
+            f"optim.max_batch_tokens: {config.optim.max_batch_tokens} is less than the longest sequence, "
+            f"policy.max_prompt_tokens + policy.max_action_tokens = {longest}; raise it to {longest} or more"
+        )
+
+
+def load_reference(config: RunConfig, world: World) -> Policy | None:
+    """The starting policy, frozen; None without a KL term."""
+    if config.loss.kl_coef == 0:
+        return None
+    reference = load_policy(
+        resolve(config.policy.model), dtype=getattr(torch, config.policy.dtype), device=world.device
+    )
+    reference.model.requires_grad_(False)
+    return reference
+
+
+def make_optimizer(config: RunConfig, policy: Policy, world: World) -> ShardedAdamW:
+    o = config.optim
+    schedule = partial(
+        learning_rate,
+        peak=o.lr,
+        kind=o.schedule,
+        warmup_steps=o.warmup_steps,
+        total_steps=config.iterations * o.updates * o.epochs,
+    )
+    return ShardedAdamW(
+        policy.model.named_parameters(),
+        world,
+        schedule=schedule,
+        betas=(o.beta1, o.beta2),
+        weight_decay=o.weight_decay,
+        clip_norm=o.clip_norm,
+    )
+
+
+def restore(checkpoint: Checkpoint | None, optimizer: ShardedAdamW) -> RunState:
+    """Where the run stands. The weights were loaded with the policy; no generator of the process is drawn from."""
+    if checkpoint is None:
+        return RunState()
+    optimizer.load_state_dict(checkpoint.optimizer_state())
+    return RunState(**checkpoint.state)
+
+
+def hold_weights(run: Run) -> None:
+    """The sampler awake, with the policy's present weights."""
+    sampler, version = run.session.sampler, run.state.policy_version
+    sampler.wake()
+    if sampler.held_version != version:
+        sampler.load_weights(run.session.policy.model.state_dict().items(), version=version)
+
+
+def collect_episodes(run: Run, step: int) -> list[Trajectory]:
+    """This rank's task groups of iteration `step`: group g is played on rank g modulo the number of ranks."""
+    config, world, source = run.config, run.world, run.session.source
+    rollout = config.rollout
+    drawn = draw_tasks(source.tasks("train"), step * rollout.num_tasks, rollout.num_tasks, config.seed)
+    episodes = [
+        Episode(
+            group=group,
+            member=member,
+            task_id=drawn[group],
+            task_type=source.task_type(drawn[group]),
+            environment=source.make(drawn[group]),
+            dialogue=run.session.renderer.dialogue,
+        )
+        for group in range(world.rank, rollout.num_tasks, world.size)
+        for member in range(rollout.group_size)
+    ]
+    hold_weights(run)
+    trajectories = collect(
+        run.session.sampler,
+        episodes,
+        max_turns=config.environment.max_turns,
+        max_prompt_tokens=config.policy.max_prompt_tokens,
+        max_action_tokens=config.policy.max_action_tokens,
+        temperature=rollout.temperature,
+        run_seed=config.seed,
+        step=step,
+        policy_version=run.state.policy_version,
+        max_concurrent=rollout.max_concurrent,
+        on_progress=lambda progress: run.log.progress("rollout", progress.finished, progress.total),
+    )
+    run.session.sampler.sleep()
+    return trajectories
+
+
+def draw_tasks(tasks: Sequence[str], start: int, count: int, seed: int) -> list[str]:
+    """Tasks `start` to `start + count` of an endless stream: one permutation of the split after another."""
+    places = [divmod(index, len(tasks)) for index in range(start, start + count)]
+    return [tasks[permutation(len(tasks), seed, epoch)[place]] for epoch, place in places]
+
+
+@lru_cache(maxsize=2)
+def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    """i64[length], of this seed and epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def update_policy(run: Run, step: int, minibatches: Sequence[Minibatch]) -> dict[str, float]:
+    """Change the weights by one iteration's minibatches; returns the metrics of it."""
+    config = run.config
+    changes = update(
+        run.session.policy,
+        run.reference,
+        run.optimizer,
+        minibatches,
+        loss_config=config.loss,
+        optim_config=config.optim,
+        temperature=config.rollout.temperature,
+        world=run.world,
+        guard=run.guard,
+        dump=partial(dump_batch, config.run_dir, run.world, step),
+    )
+    run.state.bad_steps_in_a_row, run.state.bad_steps = run.guard.in_a_row, run.guard.total
+    return changes
+
+
+def dump_batch(run_dir: Path, world: World, step: int, minibatch: Minibatch) -> None:
+    """Keep the minibatch whose gradient was not finite, for whoever looks for the reason."""
+    folder = run_dir / "bad_steps"
+    folder.mkdir(exist_ok=True)
+    torch.save(minibatch.batches, folder / f"step-{step}-rank-{world.rank}.pt")
+
+
+def evaluate_now(run: Run, name: str) -> None:
+    """The plain-prompt evaluation of the present weights, kept in the run's state under `name`."""
+    config = run.config
+    with run.log.timed("eval"):
+        hold_weights(run)
+        result = evaluate(
+            run.session.sampler,
+            run.session.source,
+            run.session.renderer,
+            split=config.eval.split,
+            policy=config.policy,
+            config=config.eval,
+            max_turns=config.environment.max_turns,
+            max_concurrent=config.rollout.max_concurrent,
+            seed=config.seed,
+            policy_version=run.state.policy_version,
+            world=run.world,
+            on_progress=lambda progress: run.log.progress("eval", progress.finished, progress.total),
+        )
+        run.session.sampler.sleep()
+    run.state.evaluations[name] = result.as_dict()
+    run.log.note(f"{name} evaluation: {result}")
+
+
+def save(run: Run, *, score: float) -> None:
+    """A checkpoint; `score` decides which one is the best."""
+    save_checkpoint(
+        run.config.run_dir,
+        run.state.step,
+        world=run.world,
+        save_policy=run.session.policy.save,
+        optimizer_state=run.optimizer.state_dict(),
+        state=run.state.as_dict(),
+        keep_last=run.config.checkpoint.keep_last,
+        score=score,
+    )
+
+
+def write_summary(run: Run) -> None:
+    if run.world.is_main:
+        write_json_atomic(run.config.run_dir / "summary.json", summary(run.config, run.state, run.world))
