@@ -1,5 +1,6 @@
 """Every setting of a run. Each field is a line of `torchrun siri/train.py --help`; a test freezes the list."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -120,9 +122,9 @@ class OptimConfig(Section):
     """Optimiser steps of linear warm-up."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
-    beta1: Fraction = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment."""
-    beta2: Fraction = 0.99
+    beta2: Decay = 0.99
     """Decay of the second moment."""
     clip_norm: Positive = 1.0
     """Global gradient norm above which the gradient is scaled down."""
@@ -195,9 +197,17 @@ class RunConfig(Section):
                 f"rollout.group_size: {self.rollout.group_size} leaves nothing to compare inside a group; use 2 or more"
             )
         if self.gigpo.parity == "verl_agent" and self.algorithm != "gigpo":
-            raise ValueError(f"gigpo.parity: verl_agent needs algorithm: gigpo, not {self.algorithm!r}")
+            raise ValueError(
+                f"gigpo.parity: verl_agent needs algorithm: gigpo, not {self.algorithm}; change one of the two"
+            )
         if self.environment.path is not None and self.environment.games == "procedural":
-            raise ValueError("environment.path: only official games have one; set environment.games: official")
-        if "/" in self.name or self.name in ("", ".", ".."):
-            raise ValueError(f"name: {self.name!r} is not a plain folder name")
+            raise ValueError(
+                f"environment.path: {self.environment.path!r} is for official games only; "
+                "set environment.games: official, or leave the path out"
+            )
+        if not re.fullmatch(r"[\w.+-]{1,100}", self.name) or self.name in (".", ".."):
+            raise ValueError(
+                f"name: {self.name!r} is not a plain folder name; use up to 100 letters, digits, '-', '_', '+' and '.', "
+                "and runs_dir for the folder around it"
+            )
         return self

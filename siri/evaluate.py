@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siri.config import EvalConfig, PolicyConfig, RunConfig
-from siri.engine.checkpoint import load_checkpoint, load_latest
+from siri.engine.checkpoint import checkpoint_folders, load_checkpoint, load_latest
 from siri.engine.config import load_config
 from siri.engine.distributed import World, all_gather_object, init_world, shutdown
 from siri.engine.errors import UserError
@@ -183,6 +183,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not (args.run / "config.yaml").exists():
+        raise UserError(f"--run: {args.run} is not a run directory (no config.yaml in it); give one like runs/default")
     config = load_config(RunConfig, str(args.run / "config.yaml"))
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit: {args.limit} tasks cannot be played; give 1 or more, or leave it out")
@@ -200,17 +202,8 @@ def evaluate_run(
     run_dir: Path, config: RunConfig, world: World, *, split: str, limit: int | None, checkpoint: str
 ) -> Evaluation:
     """Evaluate a checkpoint of a run under the run's own settings. Raises UserError if there is no such checkpoint."""
-    if checkpoint == "initial":
-        source = resolve(config.policy.model)
-    elif checkpoint == "latest":
-        found = load_latest(run_dir, world)
-        if found is None:
-            raise UserError(f"--run: {run_dir} holds no checkpoint yet; wait for one, or give --checkpoint initial")
-        source = str(found.policy)
-    else:
-        source = str(load_checkpoint(run_dir / "checkpoints" / checkpoint).policy)
-    with open_session(config, world, policy_source=source) as session:
-        session.source.tasks(split)  # an unknown split is found before anything is played
+    source = _policy_of(run_dir, checkpoint, config, world)
+    with open_session(config, world, splits={"--split": split}, policy_source=source) as session:
         session.sampler.load_weights(session.policy.model.state_dict().items(), version=0)
         return evaluate(
             session.sampler,
@@ -226,6 +219,22 @@ def evaluate_run(
             world=world,
             on_progress=_show if sys.stderr.isatty() and world.is_main else None,
         )
+
+
+def _policy_of(run_dir: Path, checkpoint: str, config: RunConfig, world: World) -> str:
+    """Directory of the policy that `--checkpoint` means."""
+    if checkpoint == "initial":
+        return resolve(config.policy.model)
+    if checkpoint == "latest":
+        found = load_latest(run_dir, world)
+        if found is None:
+            raise UserError(f"--run: {run_dir} holds no checkpoint yet; wait for one, or give --checkpoint initial")
+        return str(found.policy)
+    folder = run_dir / "checkpoints" / checkpoint
+    if not folder.exists():
+        names = ["initial", *(path.name for path in checkpoint_folders(run_dir))]
+        raise UserError(f"--checkpoint: {run_dir} holds no {checkpoint!r}; it has {', '.join(names)}")
+    return str(load_checkpoint(folder).policy)
 
 
 def _show(progress: Progress) -> None:

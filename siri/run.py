@@ -11,7 +11,7 @@ import torch
 
 from siri.config import GigpoConfig, RunConfig
 from siri.engine.checkpoint import Checkpoint, load_latest, save_checkpoint
-from siri.engine.distributed import World
+from siri.engine.distributed import World, all_reduce_sum
 from siri.engine.errors import UserError
 from siri.engine.files import write_json_atomic
 from siri.engine.metrics import RunLog
@@ -56,8 +56,9 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
     check_run_dir(config)
     check_sizes(config, world)
     checkpoint = load_latest(config.run_dir, world)
-    with open_session(config, world, policy_source=str(checkpoint.policy) if checkpoint else None) as session:
-        session.source.tasks(config.eval.split)
+    splits = {"environment.path": "train", "eval.split": config.eval.split}
+    policy_source = str(checkpoint.policy) if checkpoint else None
+    with open_session(config, world, splits=splits, policy_source=policy_source) as session:
         reference = load_reference(config, world)
         optimizer = make_optimizer(config, session.policy, world)
         state = restore(checkpoint, optimizer)
@@ -206,6 +207,19 @@ def update_policy(run: Run, step: int, minibatches: Sequence[Minibatch]) -> dict
     )
     run.state.bad_steps_in_a_row, run.state.bad_steps = run.guard.in_a_row, run.guard.total
     return changes
+
+
+def account(run: Run, minibatches: Sequence[Minibatch], action_tokens: float) -> dict[str, float]:
+    """Adds this iteration's seconds and tokens to the run's totals; returns its speeds (tokens a second, all ranks)."""
+    seconds, totals = run.log.seconds, run.state
+    passed = sum(batch.num_tokens for minibatch in minibatches for batch in minibatch.batches)
+    trained = float(all_reduce_sum(run.world, np.array([passed]))[0]) * run.config.optim.epochs
+    tokens = {"rollout": action_tokens, "train": trained}
+    for name, value in tokens.items():
+        totals.tokens[name] = totals.tokens.get(name, 0.0) + value
+    for name, value in seconds.items():
+        totals.seconds[name] = totals.seconds.get(name, 0.0) + value
+    return {f"tokens_per_second/{name}": value / seconds[name] for name, value in tokens.items()}
 
 
 def dump_batch(run_dir: Path, world: World, step: int, minibatch: Minibatch) -> None:

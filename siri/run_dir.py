@@ -1,6 +1,7 @@
 """A run directory: whose it is, what is in it, and the summary at its end."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from siri.config import RunConfig
 from siri.engine.config import dump_config, load_config
 from siri.engine.distributed import World
 from siri.engine.errors import UserError
-from siri.engine.files import write_text_atomic
+from siri.engine.files import user_error_on_write, write_text_atomic
 
 MAY_CHANGE = ("iterations", "tensorboard", "checkpoint", "runs_dir")
 """Settings that may differ when a run is resumed; any other would make it another run."""
@@ -42,7 +43,14 @@ class RunState:
 
 
 def check_run_dir(config: RunConfig) -> None:
-    """Raises UserError if the directory holds a run of other settings. Writes nothing."""
+    """Raises UserError if the directory cannot be written or holds a run of other settings. Writes nothing."""
+    place = next(path for path in (config.run_dir, *config.run_dir.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if place.is_dir() else "is a file"
+        raise UserError(
+            f"runs_dir: {config.runs_dir}: the run directory would be {config.run_dir}, but {place} {problem}; "
+            "set runs_dir to a folder that can be written to"
+        )
     path = config.run_dir / "config.yaml"
     if not path.exists():
         if config.run_dir.exists() and any(config.run_dir.iterdir()):
@@ -62,14 +70,18 @@ def check_run_dir(config: RunConfig) -> None:
 
 
 def claim_run_dir(config: RunConfig) -> None:
-    """Make the directory and write the resolved configuration."""
+    """Make the directory and write the resolved configuration. Raises UserError, a new directory undone, if the disk is
+    full or not writable."""
+    new = [path for path in (config.run_dir, *config.run_dir.parents) if not path.exists()]
     try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"runs_dir: {config.run_dir} cannot be made ({error.strerror}); give a folder that can be written to"
-        ) from error
-    write_text_atomic(config.run_dir / "config.yaml", dump_config(config))
+        with user_error_on_write(config.run_dir):
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(config.run_dir / "config.yaml", dump_config(config))
+    except UserError:
+        for path in new:
+            if path.exists():
+                path.rmdir()
+        raise
 
 
 def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:

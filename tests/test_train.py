@@ -1,0 +1,182 @@
+"""The whole loop on a minuscule model: what a run leaves behind, and that a stopped run is the same as one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import model_directory
+from safetensors.torch import load_file
+
+from siri.engine.metrics import without_clock
+from siri.run import draw_tasks
+from siri.train import main
+
+SMALL = {
+    "iterations": 4,
+    "rollout.sampler": "transformers",
+    "rollout.num_tasks": 4,
+    "rollout.group_size": 2,
+    "environment.max_turns": 3,
+    "environment.num_train": 6,
+    "environment.num_valid": 4,
+    "policy.max_prompt_tokens": 300,
+    "policy.max_action_tokens": 6,
+    "optim.max_batch_tokens": 512,
+    "optim.lr": 1e-3,
+    "loss.kl_coef": 0.01,
+    "checkpoint.every": 1,
+}
+
+
+def words(folder: Path, **settings) -> list[str]:
+    model = folder / "model"
+    if not model.exists():
+        model_directory(model, hidden=16, layers=1)
+    values = {"runs_dir": folder, "policy.model": model, **SMALL, **settings}
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [without_clock(json.loads(line)) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "checkpoints" / f"step-{step}" / "policy" / "model.safetensors")
+
+
+def same(one: Path, other: Path, step: int) -> bool:
+    first, second = weights(one, step), weights(other, step)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Holds `whole`, a run of four iterations that nobody stopped."""
+    path = tmp_path_factory.mktemp("runs")
+    assert main(words(path, name="whole")) == 0
+    return path
+
+
+def test_a_run_leaves_its_configuration_metrics_checkpoints_and_summary(folder):
+    run_dir = folder / "whole"
+    lines = metrics(run_dir)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert all(line["rollout/episodes"] == 8 for line in lines)
+    assert all(line["mismatch/mean"] < 1e-3 for line in lines)
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir() if not path.is_symlink())[-1] == "step-4"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["eval"]["initial"]["episodes"] == summary["eval"]["final"]["episodes"] == 4
+    assert summary["eval"]["final"]["split_hash"] == summary["eval"]["initial"]["split_hash"]
+    assert summary["skills"] == {"mined": 0, "active": 0, "retired": 0}
+    assert summary["tokens_per_second"]["rollout"] > 0
+    assert summary["wall_seconds"]["train"] > 0
+    assert summary["seed"] == 0
+    assert {"algorithm", "environment", "policy", "git_commit", "versions", "device"} <= summary.keys()
+
+
+def test_weights_change_and_the_seed_decides_how(folder):
+    before, after = weights(folder / "whole", 3), weights(folder / "whole", 4)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert main(words(folder, name="again")) == 0
+    assert same(folder / "again", folder / "whole", 4)
+    assert metrics(folder / "again") == metrics(folder / "whole")
+    assert main(words(folder, name="other", seed=1)) == 0
+    assert not same(folder / "other", folder / "whole", 4)
+
+
+def test_a_run_that_ended_is_not_run_again(folder):
+    before = (folder / "whole" / "metrics.jsonl").read_bytes()
+    assert main(words(folder, name="whole")) == 0
+    assert (folder / "whole" / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_iterations_go_on_where_the_run_ended(folder):
+    assert main(words(folder, name="longer", iterations=2)) == 0
+    assert main(words(folder, name="longer")) == 0
+    assert same(folder / "longer", folder / "whole", 4)
+    assert metrics(folder / "longer") == metrics(folder / "whole")
+
+
+def start(folder: Path, name: str) -> subprocess.Popen:
+    script = Path(__file__).resolve().parent.parent / "siri" / "train.py"
+    command = [sys.executable, str(script), *words(folder, name=name)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True)
+
+
+def processes_of(session: int) -> list[int]:
+    """Live processes of a session: what a run could leave behind."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_random_moments_is_the_same_as_never_stopped(folder):
+    """20 SIGKILLs, spread from start-up to the last checkpoint; each sitting is killed a random while after its start."""
+    chance = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = start(folder, "killed")
+        try:
+            process.wait(timeout=chance.uniform(4, 30))
+            assert process.returncode == 0, process.stdout.read()
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        assert processes_of(process.pid) == []
+    assert main(words(folder, name="killed")) == 0
+    assert same(folder / "killed", folder / "whole", 4)
+    assert metrics(folder / "killed") == metrics(folder / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_signal_ends_the_run_with_its_code_and_no_process_left(folder, number, code):
+    process = start(folder, f"stopped-{int(number)}")
+    deadline = time.monotonic() + 90
+    while not (folder / f"stopped-{int(number)}" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    assert processes_of(process.pid) == []
+
+
+@pytest.mark.multirank
+@pytest.mark.timeout(600)
+def test_two_ranks_train_as_one(folder):
+    script = Path(__file__).resolve().parent.parent / "siri" / "train.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*torchrun, str(script), *words(folder, name="ranks")], check=True, timeout=550)
+    one, two = metrics(folder / "whole"), metrics(folder / "ranks")
+    assert [line["rollout/success_rate"] for line in one] == [line["rollout/success_rate"] for line in two]
+    for line, other in zip(one, two, strict=True):
+        assert line["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=1e-4)
+    first, second = weights(folder / "whole", 4), weights(folder / "ranks", 4)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_tasks_are_drawn_without_repeats_until_the_split_is_through():
+    tasks = [f"t{i}" for i in range(7)]
+    stream = draw_tasks(tasks, 0, 21, seed=3)
+    for epoch in range(3):
+        assert sorted(stream[7 * epoch : 7 * epoch + 7]) == tasks
+    assert stream[:7] != stream[7:14]
+    assert draw_tasks(tasks, 5, 6, seed=3) == stream[5:11]
