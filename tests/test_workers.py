@@ -56,14 +56,14 @@ def test_games_are_played_elsewhere_and_side_by_side(workers):
 def test_an_exception_costs_the_call_and_not_the_worker(workers):
     game = workers.make("a")
     pid = pid_in(game.reset().text)
-    with pytest.raises(WorkerError, match="^ValueError: the lamp broke$"):
+    with pytest.raises(WorkerError, match=r"^ValueError: the lamp broke$"):
         game.step("raise")
     assert game.step("x").text == f"x 2 in {pid}"
 
 
 def test_an_environment_that_cannot_be_made():
     with EnvironmentWorkers(make_unless_cursed, num_workers=1) as workers:
-        with pytest.raises(WorkerError, match="^RuntimeError: no such game$"):
+        with pytest.raises(WorkerError, match=r"^RuntimeError: no such game$"):
             workers.make("cursed").reset()
         assert workers.make("fine").reset().text.startswith("start")
 
@@ -141,7 +141,7 @@ def test_no_worker_outlives_its_parent(tmp_path, mode, number):
     )
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
-    if number:
+    if number is not None:
         time.sleep(0.2)
         assert all(alive(pid) for pid in pids)
         parent.send_signal(number)
