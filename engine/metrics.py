@@ -156,20 +156,18 @@ def keep_before(path: Path, step: int) -> None:
     Raises UserError if another line is not a JSON object with an integer `step`, or the file cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        *lines, _torn = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); move it away to go on without the past metrics"
         ) from None
-    if lines and not lines[-1].endswith(b"\n"):
-        lines[-1:] = []
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
             if int(json.loads(line)["step"]) < step:
-                kept.append(line)
+                kept.append(line + b"\n")
         except (ValueError, TypeError, KeyError):
             raise UserError(
                 f"{path}: line {number} is not a JSON object with a step; remove that line, "
