@@ -122,7 +122,18 @@ def _ranks(environ: Mapping[str, str]) -> dict[str, int]:
             f"environment: {bad[0]}={environ.get(bad[0], '')!r} is not a number, yet RANK or WORLD_SIZE is set; "
             "start with torchrun --nproc-per-node=N, or unset them for a single process"
         )
-    return {field: int(environ[name]) for field, name in names.items()}
+    ranks = {field: int(environ[name]) for field, name in names.items()}
+    if not ranks["rank"] < ranks["size"] or not ranks["local_rank"] < ranks["local_size"]:
+        raise UserError(
+            f"environment: RANK={ranks['rank']} of WORLD_SIZE={ranks['size']} and LOCAL_RANK={ranks['local_rank']} of "
+            f"LOCAL_WORLD_SIZE={ranks['local_size']} cannot be: ranks count from 0; start with torchrun"
+        )
+    if ranks["size"] > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= set(environ):
+        raise UserError(
+            "environment: MASTER_ADDR and MASTER_PORT are not both set, so ranks cannot find each other; "
+            "start with torchrun --nproc-per-node=N"
+        )
+    return ranks
 
 
 def _pick_device(device: str, *, local_rank: int, local_size: int, **_: int) -> torch.device:

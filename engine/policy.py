@@ -1,12 +1,16 @@
 """The policy: a causal language model of transformers with its tokenizer, and its forward pass over packed rows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from siri.engine import attention
 from siri.engine.errors import UserError
@@ -84,22 +88,51 @@ class Policy:
 def load_policy(source: str, *, dtype: torch.dtype, device: torch.device) -> Policy:
     """Load model and tokenizer from a directory or hub id.
 
-    Raises UserError if there is no such model, if it is not a causal LM, or if its head is not a plain linear layer.
+    Raises UserError if there is no such model, if it is damaged or not a causal LM, or if its head is not a plain
+    linear layer.
     """
     name = attention.register()
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=name)
-    except (OSError, ValueError, KeyError) as error:
+        with _quiet():
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, attn_implementation=name, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"policy.model: {source!r} cannot be loaded as a causal language model ({_first_line(error)}); "
             "give `tiny`, `smollm2-135m`, a directory in transformers format, or a hub id that this machine can reach"
         ) from error
+    _check_weights(loaded, source)
     _check_head(model, source, config)
     nn.Module.to(model, device)
     model.eval()  # no dropout: with it, trainer and sampler would be two policies
     return Policy(model=model, tokenizer=tokenizer, source=source)
+
+
+def _check_weights(loaded: dict[str, Any], source: str) -> None:
+    """transformers draws at random what it does not find, and says so in a warning."""
+    absent = sorted([*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])])
+    if absent:
+        raise UserError(
+            f"policy.model: {source!r}: its weights lack {len(absent)} tensors of the shape that its config.json asks "
+            f"for, {absent[0]} first; copy or download the model again"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for what takes a second, and no table of what `_check_weights` says in a line."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _check_head(model: PreTrainedModel, source: str, config: Any) -> None:
@@ -117,4 +150,5 @@ def _check_head(model: PreTrainedModel, source: str, config: Any) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+    line = str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {line}"

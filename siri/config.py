@@ -207,7 +207,7 @@ class RunConfig(Section):
             )
         if not re.fullmatch(r"[\w.+-]{1,100}", self.name) or self.name in (".", ".."):
             raise ValueError(
-                f"name: {self.name!r} is not a plain folder name; use up to 100 letters, digits, '-', '_', '+' and '.', "
-                "and runs_dir for the folder around it"
+                f"name: {self.name!r} is not a plain folder name; use up to 100 letters, digits, '-', '_', '+' and "
+                "'.', and runs_dir for the folder around it"
             )
         return self

@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play until the game is won or left. Returns 0 either way."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, so no action can be typed; play in a terminal, or pipe actions in")
     game = find_game(args)
     # Lines are wrapped at words for a reader, and left whole for a program.
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())

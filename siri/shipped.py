@@ -61,8 +61,8 @@ def _from_hub(name: str) -> str:
     except (OSError, ValueError) as error:  # not found, no access, no network, not the form of an id
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"policy.model: {name!r} is not a directory here, and as a hub id it cannot be loaded ({reason}); give `tiny`, `smollm2-135m`, a directory in transformers "
-            "format, or a hub id that this machine can reach"
+            f"policy.model: {name!r} is not a directory here, and as a hub id it cannot be loaded ({reason}); "
+            "give `tiny`, `smollm2-135m`, a directory in transformers format, or a hub id that this machine can reach"
         ) from error
 
 

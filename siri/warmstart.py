@@ -6,11 +6,13 @@ settings, the measured speed and the versions) beside the weights.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,11 +22,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from siri.cloning import Example, blocks, clone
 from siri.demonstrations import copy_example, corpus_text, play, play_example, skill_example
 from siri.engine.errors import UserError
+from siri.engine.files import user_error_on_write
 from siri.envs.household.brief import brief
 from siri.envs.household.generator import Size
 from siri.prompts import Renderer
 from siri.tiny import new_model, train_tokenizer
 
+SMALLEST_VOCABULARY = 260
+"""256 bytes and the four special tokens."""
 CORPUS_EPISODES = 600
 """Episodes the tokenizer is trained on; with these every frequent word of the games is one token."""
 COPY_ONLY = 0.05
@@ -60,15 +65,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = WarmstartConfig(**{name: getattr(args, name) for name in asdict(WarmstartConfig())})
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"--out: {args.out} is not empty; give a new directory, or delete it first")
+    check(config)
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise UserError(f"--out: {args.out} is not an empty directory; give a new one, or delete it first")
     warmstart(config, args.out, compile_model=args.compile)
     return 0
 
 
+def check(config: WarmstartConfig) -> None:
+    """Raises UserError for settings that make no model."""
+    if config.size not in get_args(Size):
+        raise UserError(f"--size: {config.size!r} is not a size of household games; use {' or '.join(get_args(Size))}")
+    for name, value in asdict(config).items():
+        least = SMALLEST_VOCABULARY if name == "vocab_size" else 0 if name == "seed" else 1
+        if isinstance(value, int) and value < least:
+            raise UserError(f"--{name.replace('_', '-')}: {value} is too small; give {least} or more")
+    if not 0 < config.lr < math.inf:
+        raise UserError(f"--lr: {config.lr} is not a learning rate; give a number above 0, such as 0.002")
+    if config.hidden % (2 * config.heads):
+        raise UserError(
+            f"--hidden: {config.hidden} does not divide into {config.heads} heads of even width; "
+            f"give a multiple of {2 * config.heads}"
+        )
+
+
 def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False) -> LlamaForCausalLM:
     """Train a tokenizer and a model by `config` and write both to `out`; returns the model."""
-    out.mkdir(parents=True, exist_ok=True)
+    with user_error_on_write(out):
+        out.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(config)
     renderer = Renderer(tokenizer, style="compact", shorten=brief)
     model = new_model(

@@ -18,7 +18,8 @@ from siri.engine.distributed import (
 )
 from siri.engine.errors import UserError
 
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+RENDEZVOUS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", **RENDEZVOUS}
 
 
 @pytest.fixture
@@ -65,6 +66,10 @@ def test_half_an_environment_is_refused(changes, name):
         distributed._ranks({**TORCHRUN, **changes})
     with pytest.raises(UserError, match="environment: RANK=''"):
         distributed._ranks({"WORLD_SIZE": "4"})
+    with pytest.raises(UserError, match=r"RANK=8 of WORLD_SIZE=8 .* ranks count from 0"):
+        distributed._ranks({**TORCHRUN, "RANK": "8"})
+    with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT"):
+        distributed._ranks({name: value for name, value in TORCHRUN.items() if name not in RENDEZVOUS})
 
 
 def test_devices(bare):
