@@ -44,7 +44,7 @@ def divergence_ref(log_s: Tensor, log_t: Tensor | None, targets: Tensor, diverge
         return (log_t.exp() * (log_t - log_s)).sum(1)
     if divergence == "reverse_kl":
         return (log_s.exp() * (log_s - log_t)).sum(1)
-    log_m = ((log_s.exp() + log_t.exp()) / 2).log()
+    log_m = torch.logaddexp(log_s, log_t) - math.log(2)
     return ((log_s.exp() * (log_s - log_m)).sum(1) + (log_t.exp() * (log_t - log_m)).sum(1)) / 2
 
 
