@@ -81,9 +81,10 @@ class RunLog:
         self._began = time.perf_counter()
         if not self._world.is_main:
             return self
+        open_events = _summary_writer() if self._tensorboard else None
         keep_before(self._path, self._start)
-        if self._tensorboard:
-            self._events = _open_tensorboard(self._path.parent / "tensorboard", self._start)
+        if open_events is not None:
+            self._events = open_events(str(self._path.parent / "tensorboard"), purge_step=self._start)
         if self._console.is_terminal:
             # No refreshing thread: environments may fork, and a fork copies a lock that the thread holds.
             self._bar = Progress(
@@ -191,7 +192,8 @@ def append_line(path: Path, text: str) -> None:
             raise
 
 
-def _open_tensorboard(folder: Path, start: int) -> Any:
+def _summary_writer() -> Any:
+    """The class. Raises UserError where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -199,7 +201,7 @@ def _open_tensorboard(folder: Path, start: int) -> Any:
             "tensorboard: true, but the package is not installed; pip install 'siri[tensorboard]', "
             "or set tensorboard: false (metrics.jsonl holds the same numbers)"
         ) from None
-    return SummaryWriter(str(folder), purge_step=start)
+    return SummaryWriter
 
 
 def _duration(seconds: float) -> str:

@@ -65,11 +65,11 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
         guard = BadStepGuard(
             max_in_a_row=config.optim.max_bad_steps, in_a_row=state.bad_steps_in_a_row, total=state.bad_steps
         )
-        if world.is_main:
-            claim_run_dir(config)
         with RunLog(
             config.run_dir, world, total=config.iterations, start=state.step, tensorboard=config.tensorboard
         ) as log:
+            if world.is_main:
+                claim_run_dir(config)
             yield Run(
                 config=config,
                 world=world,
