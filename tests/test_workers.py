@@ -129,7 +129,7 @@ with exit_on_signals(), EnvironmentWorkers(EchoGame, num_workers=2) as workers:
         ("idle", signal.SIGTERM),
         ("idle", signal.SIGINT),
         ("busy", signal.SIGTERM),
-        ("crash", 0),
+        ("crash", None),
     ],
 )
 def test_no_worker_outlives_its_parent(tmp_path, mode, number):
