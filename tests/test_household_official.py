@@ -77,7 +77,7 @@ def test_directory_order_is_that_of_the_paths(tmp_path: Path) -> None:
 
 def test_games_are_parsed_when_first_played(tmp_path: Path) -> None:
     [loaded] = load_games(write_archive(tmp_path / "games.jsonl.xz", record(pddl_problem="(define nothing)")))
-    with pytest.raises(UserError, match=rf"games.jsonl.xz: line 1 \({ID}\): line 1 of the PDDL problem: expected '\('"):
+    with pytest.raises(UserError, match=rf"games.jsonl.xz: line 1 \({ID}\): line 1 of the PDDL problem: the text"):
         HouseholdEnv(loaded).reset()
 
 

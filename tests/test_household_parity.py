@@ -57,6 +57,7 @@ def test_walkthroughs_win(split: str, every: int) -> None:
     assert_walkthroughs_win(list(games(split).values())[::every])
 
 
-@pytest.mark.slow  # 12 s alone on a core, more beside others.
+@pytest.mark.slow  # 12 s alone on a core, minutes on a crowded one.
+@pytest.mark.timeout(900)
 def test_every_walkthrough_of_train_wins() -> None:
     assert_walkthroughs_win(list(games("train").values()))

@@ -66,6 +66,7 @@ def test_kitchen_with_every_quirk(seed: int) -> None:
 
 @needs_textworld
 @pytest.mark.slow  # About 10 s a game.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("rules", ["official", "ours"])
 def test_official_games(rules: str) -> None:
     games = load_games(shared_path("data", "alfworld", "valid_seen.jsonl.xz"))
@@ -75,6 +76,7 @@ def test_official_games(rules: str) -> None:
 
 @needs_textworld
 @pytest.mark.slow  # About 10 s a transcript.
+@pytest.mark.timeout(900)
 def test_our_rules_give_the_recorded_transcripts() -> None:
     games = {game.id: game for game in load_games(shared_path("data", "alfworld", "valid_seen.jsonl.xz"))}
     with lzma.open(shared_path("data", "alfworld", "traces_seen.jsonl.xz"), "rt", encoding="utf-8") as lines:

@@ -19,10 +19,11 @@ CLEANERS = ("Sink", "SinkBasin")
 HEATERS = ("Microwave",)
 COOLERS = ("Fridge",)
 KNIVES = ("Knife", "ButterKnife")
+# What a thing must allow to be treated as the task asks, and the field of `State` that says it has been.
 _TREATMENT = {
-    "pick_clean_then_place_in_recep": "cleanable",
-    "pick_heat_then_place_in_recep": "heatable",
-    "pick_cool_then_place_in_recep": "coolable",
+    "pick_clean_then_place_in_recep": ("cleanable", "clean"),
+    "pick_heat_then_place_in_recep": ("heatable", "hot"),
+    "pick_cool_then_place_in_recep": ("coolable", "cool"),
 }
 
 
@@ -90,6 +91,8 @@ class Board:
     task_type: str
     goal_things: frozenset[int]
     """Things of the goal's type that can be treated as it asks."""
+    goal_treatment: str
+    """Field of `State` whose bit such a thing must have: "clean", "hot", "cool", or "" for none."""
     goal_receptacles: tuple[int, ...]
     """Receptacles of the goal's type; none for the lamp task."""
     goal_lamps: frozenset[int]
@@ -135,7 +138,8 @@ def build_board(problem: Problem) -> Board:
     accepted = _grouped((kind, t) for kind, object_type in problem.can_contain for t in of_type[object_type])
     goal = problem.goal
     lamp_task = goal.task_type == "look_at_obj_in_light"
-    treatable = where(_TREATMENT[goal.task_type]) if goal.task_type in _TREATMENT else frozenset(range(len(things)))
+    ability, treatment = _TREATMENT.get(goal.task_type, ("", ""))
+    treatable = where(ability) if ability else frozenset(range(len(things)))
     return Board(
         spots=_spots(receptacles, receptacle_name, locations),
         spot_id=tuple(locations),
@@ -164,6 +168,7 @@ def build_board(problem: Problem) -> Board:
         things_at=tuple(tuple(things_at[location]) for location in locations),
         task_type=goal.task_type,
         goal_things=frozenset(of_type[goal.object_type]) & treatable,
+        goal_treatment=treatment,
         goal_receptacles=tuple(r for r, it in enumerate(receptacles) if not lamp_task and it.type == goal.target_type),
         goal_lamps=where("toggleable") & frozenset(of_type[goal.target_type] if lamp_task else ()),
     )

@@ -5,7 +5,7 @@ from functools import lru_cache
 from siri.engine.environment import Observation
 from siri.envs.household.board import Board, build_board
 from siri.envs.household.problem import Game
-from siri.envs.household.rules import State, act, admissible, anchor, initial_state, introduction, look, won
+from siri.envs.household.rules import State, act, initial_state, introduction, look, survey, won
 
 
 # Compiling takes 1 ms, and a game's tables some 65 kB: kept for as many games as a few iterations play.
@@ -63,11 +63,11 @@ class HouseholdEnv:
     def _enter(self, state: State, text: str, *, reward: float) -> Observation:
         solved = won(self._board, state)
         self._state = state
-        self._admissible = admissible(self._board, state)
+        self._admissible, anchor = survey(self._board, state)
         self._observation = Observation(
             text=text,
             admissible=self._admissible,
-            anchor=anchor(self._board, state),
+            anchor=anchor,
             reward=reward if solved else 0.0,
             done=solved,
             success=solved,

@@ -15,7 +15,7 @@ from siri.envs.household.board import Board
 from siri.envs.household.engine import board_of
 from siri.envs.household.official_format import DOMAIN, GRAMMAR, game_file
 from siri.envs.household.problem import Game
-from siri.envs.household.rules import State, anchor
+from siri.envs.household.rules import State, survey
 
 
 class TextWorldEnv:
@@ -59,7 +59,7 @@ class TextWorldEnv:
         return Observation(
             text=game_state["feedback"],
             admissible=tuple(game_state["admissible_commands"]),
-            anchor=anchor(board_of(self.game), self.state),
+            anchor=survey(board_of(self.game), self.state)[1],
             reward=reward if self._done else 0.0,
             done=self._done,
             success=self._done,
