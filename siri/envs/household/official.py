@@ -12,7 +12,7 @@ from siri.envs.household.pddl import parse_problem
 from siri.envs.household.problem import TASK_TYPES, Game
 
 # Where the grammar of a game file holds the task sentence.
-_TASK = re.compile(r'Your task is to: ((?:[^"\\]|\\.)*)"')
+_TASK = re.compile(r'Your task is to: ([^"\\]*)"')
 # Only the grammar of alfworld >= 0.4 has this command; before, it was "put X in/on Y".
 _MOVE_COMMAND = 'template :: "move {o} to {r}"'
 
@@ -89,7 +89,7 @@ def _read_game_file(path: Path) -> list[Game]:
     trial = path.parent
     game = _game(
         id=f"{trial.parent.name}/{trial.name}",
-        task=json.loads(f'"{task[1]}"').strip(),
+        task=task[1].strip(),
         text=_field(record, "pddl_problem", str(path)),
         walkthrough=_walkthrough(record, str(path)),
         source=str(path),
