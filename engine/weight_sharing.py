@@ -93,21 +93,22 @@ def load(engine: Any, named_tensors: Iterator[tuple[str, torch.Tensor]]) -> None
 def differences(model: nn.Module, samples: dict[str, _Sample]) -> list[str]:
     """Names of the tensors (with the size of the difference) that vLLM's `model` does not hold as in `samples`."""
     wrong: list[str] = []
-    reached: set[int] = set()
+    reached: set[tuple[nn.Module, str]] = set()
     for name, sample in samples.items():
         module, leaf, first_row = _locate(model, name, samples)
-        parameter = module.get_parameter(leaf)
-        reached.add(id(parameter))
-        for held in _readings(module, parameter, sample):
+        reached.add((module, leaf))
+        for held in _readings(module, module.get_parameter(leaf), sample):
             held = held[first_row : first_row + sample.shape[0]].to(sample.values.dtype)
             if not torch.equal(held, sample.values.to(held.device)):
                 gap = (held - sample.values.to(held.device)).abs().max().item()
                 wrong.append(f"{name} (largest difference {gap:.3g})")
                 break
-    wrong += [
-        f"{name} (never handed over)" for name, parameter in model.named_parameters() if id(parameter) not in reached
+    return wrong + [
+        f"{path}.{leaf} (never handed over)"
+        for path, module in model.named_modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if (module, leaf) not in reached
     ]
-    return wrong
 
 
 def _sample(tensor: torch.Tensor, dtype: torch.dtype, version: int) -> _Sample:
