@@ -81,8 +81,9 @@ class Policy:
 
     def save(self, directory: Path) -> None:
         """Write a directory that transformers and vLLM load."""
-        self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        with _quiet():
+            self.model.save_pretrained(directory)
+            self.tokenizer.save_pretrained(directory)
 
 
 def load_policy(source: str, *, dtype: torch.dtype, device: torch.device) -> Policy:
@@ -123,7 +124,7 @@ def _check_weights(loaded: dict[str, Any], source: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar for what takes a second, and no table of what `_check_weights` says in a line."""
+    """No progress bars (they would cut through those of the run), no table of what `_check_weights` says in a line."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

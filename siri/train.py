@@ -17,7 +17,7 @@ from functools import partial
 from siri.config import RunConfig
 from siri.engine.batch import plan_minibatches, rows_by_group
 from siri.engine.config import describe, load_config
-from siri.engine.distributed import World, all_reduce_max, all_reduce_sum, init_world, shutdown
+from siri.engine.distributed import World, all_reduce_max, all_reduce_sum, init_world, shutdown, tell_torchrun
 from siri.engine.errors import UserError
 from siri.engine.optim import TrainingDiverged
 from siri.engine.processes import die_with_parent, exit_on_signals
@@ -104,4 +104,5 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
         print(f"siri/train.py: {error}", file=sys.stderr)
+        tell_torchrun(str(error))
         sys.exit(2)

@@ -1,6 +1,7 @@
 """What every test may use. `CI=true` makes property tests repeat the same cases in each run."""
 
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -21,3 +22,23 @@ def shared_path(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs ../shared/{'/'.join(parts)} beside the checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def sound_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from refusals import make_sound_place  # trains for a second: only for those who ask
+
+    folder = tmp_path_factory.mktemp("sound")
+    make_sound_place(folder)
+    return folder
+
+
+@pytest.fixture
+def place(sound_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sound place, which is the working directory."""
+    folder = tmp_path / "place"
+    shutil.copytree(sound_place, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    for name in ("ALFWORLD_DATA", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
