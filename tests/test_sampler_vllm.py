@@ -13,9 +13,11 @@ import pytest
 import sampler_contract as contract
 import torch
 from ranks import on_ranks
+from rollout_fakes import FakeGame, episode, values_of
 
 from siri.engine import random_state, weight_sharing
 from siri.engine.errors import UserError
+from siri.engine.rollout import collect
 from siri.engine.rollout_vllm import open_vllm_sampler, vllm_is_installed
 from siri.engine.sampling import StaleWeightsError
 
@@ -89,12 +91,34 @@ def test_contract(model, sampler, check):
 
 def test_equal_bits_whatever_the_company(model, sampler):
     version = contract.hand_over(model, sampler)
-    requests = [contract.request(id, version=version, max_tokens=40, stop_token_ids=()) for id in range(60)]
+    requests = [contract.request(id, version=version, max_tokens=20, stop_token_ids=()) for id in range(32)]
     together = contract.sample(sampler, requests)
-    for order, at_once in ((requests[::2] + requests[1::2], 60), (requests[::-1], 9), (requests[40:43], 1)):
+    for order, at_once in ((requests[::2] + requests[1::2], 32), (requests[::-1], 9), (requests[20:23], 1)):
         for id, completion in contract.sample(sampler, order, at_once=at_once).items():
             np.testing.assert_array_equal(completion.action_ids, together[id].action_ids)
             np.testing.assert_array_equal(completion.logprob, together[id].logprob)
+
+
+def test_equal_episodes_whatever_the_order_and_number(model, sampler):
+    rules = {
+        "max_turns": 8,
+        "max_prompt_tokens": contract.CONTEXT - 12,
+        "max_action_tokens": 12,
+        "temperature": 1.0,
+        "run_seed": 3,
+        "step": 1,
+    }
+
+    def play(order: range, max_concurrent: int) -> dict:
+        version = contract.hand_over(model, sampler)
+        episodes = [episode(n // 4, n % 4, FakeGame(f"game {n}", length=3 + n % 5)) for n in order]
+        played = collect(sampler, episodes, **rules, policy_version=version, max_concurrent=max_concurrent)
+        return {(t.group, t.member): [(turn | {"policy_version": 0}) for turn in values_of(t)["turns"]] for t in played}
+
+    together = play(range(24), 24)
+    assert sum(len(turns) for turns in together.values()) == sum(3 + n % 5 for n in range(24))
+    assert play(range(23, -1, -1), 5) == together
+    assert play(range(24), 11) == together
 
 
 def test_more_prompt_tokens_at_once_than_a_step_takes(model, sampler):
