@@ -97,7 +97,7 @@ def load_policy(source: str, *, dtype: torch.dtype, device: torch.device) -> Pol
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         with _quiet():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, attn_implementation=name, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -105,16 +105,17 @@ def load_policy(source: str, *, dtype: torch.dtype, device: torch.device) -> Pol
             f"policy.model: {source!r} cannot be loaded as a causal language model ({_first_line(error)}); "
             "give `tiny`, `smollm2-135m`, a directory in transformers format, or a hub id that this machine can reach"
         ) from error
-    _check_weights(loaded, source)
+    model, report = loaded
+    _check_weights(report, source)
     _check_head(model, source, config)
     nn.Module.to(model, device)
     model.eval()  # no dropout: with it, trainer and sampler would be two policies
     return Policy(model=model, tokenizer=tokenizer, source=source)
 
 
-def _check_weights(loaded: dict[str, Any], source: str) -> None:
+def _check_weights(report: dict[str, Any], source: str) -> None:
     """transformers draws at random what it does not find, and says so in a warning."""
-    absent = sorted([*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])])
+    absent = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
     if absent:
         raise UserError(
             f"policy.model: {source!r}: its weights lack {len(absent)} tensors of the shape that its config.json asks "

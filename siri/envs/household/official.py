@@ -59,6 +59,8 @@ def _read_archive(path: Path) -> list[Game]:
                         source=source,
                     )
                 )
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file that can") from error
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a whole .jsonl.xz archive ({error}); copy or download it again") from error
     if not games:
@@ -75,6 +77,8 @@ def _read_game_file(path: Path) -> list[Game]:
     """The game of a file; none where the file says that it cannot be solved."""
     try:
         text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file that can") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); download it again") from error
     record = _parse_json(text, str(path))
