@@ -7,6 +7,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Read when torch is first imported. OpenMP threads that spin while they wait cost ten times the time on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 REPO = Path(__file__).resolve().parent.parent
 
 # Two busy cores make a single example arbitrarily slow: no deadline. On CI the examples are fixed, so that a failure
