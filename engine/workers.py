@@ -221,5 +221,5 @@ def _guarded(call: Callable[..., Any], *args: Any) -> tuple[Any, str | None]:
     """`(result, None)`, or `(None, type and text)` of whatever the call raises: foreign code."""
     try:
         return call(*args), None
-    except Exception as error:
+    except Exception as error:  # whatever foreign code raises: it costs one episode, not the worker
         return None, f"{type(error).__name__}: {error}"

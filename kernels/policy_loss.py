@@ -56,6 +56,19 @@ class PolicyTokens:
     entropy_coef: float
     importance_clip: float
 
+    def __post_init__(self) -> None:
+        if self.dual_clip <= 1.0:
+            raise ValueError(
+                f"dual_clip = {self.dual_clip} must be above 1: it caps the loss of a token whose ratio grew "
+                "(3.0 is usual)"
+            )
+        if self.importance_clip < 1.0:
+            raise ValueError(
+                f"importance_clip = {self.importance_clip} must be at least 1: below, exact samplers are cut too"
+            )
+        if self.kl_coef != 0.0 and self.ref_logprob is None:
+            raise ValueError(f"kl_coef = {self.kl_coef} needs ref_logprob; pass it, or kl_coef = 0")
+
     def select(self, rows: slice) -> "PolicyTokens":
         return replace(
             self,
@@ -200,14 +213,6 @@ def linear_policy_loss(
     check_targets(targets, len(weight), ignore_index)
     check_denominator(denominator)
     check_backend(backend)
-    if dual_clip <= 1.0:
-        raise ValueError(
-            f"dual_clip = {dual_clip} must be above 1: it caps the loss of a token whose ratio grew (3.0 is usual)"
-        )
-    if importance_clip < 1.0:
-        raise ValueError(f"importance_clip = {importance_clip} must be at least 1: below, exact samplers are cut too")
-    if kl_coef != 0.0 and ref_logprob is None:
-        raise ValueError(f"kl_coef = {kl_coef} needs ref_logprob; pass it, or kl_coef = 0")
     kept, dtype = kept_rows(targets, ignore_index, token_weight), compute_dtype(hidden, weight, bias)
 
     def pick(values: Tensor) -> Tensor:
