@@ -1,4 +1,4 @@
-"""The whole loop on a minuscule model: what a run leaves behind, and that a stopped run is the same as one that was not."""
+"""The whole loop on a minuscule model: what a run leaves, and that a stopped run is as one that was not."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_more_iterations_go_on_where_the_run_ended(folder):
 def start(folder: Path, name: str) -> subprocess.Popen:
     script = Path(__file__).resolve().parent.parent / "siri" / "train.py"
     command = [sys.executable, str(script), *words(folder, name=name)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def processes_of(session: int) -> list[int]:
@@ -127,7 +127,7 @@ def processes_of(session: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_random_moments_is_the_same_as_never_stopped(folder):
-    """20 SIGKILLs, spread from start-up to the last checkpoint; each sitting is killed a random while after its start."""
+    """20 SIGKILLs, each a random while after the start of its sitting: from start-up to the last checkpoint."""
     chance = random.Random(0)
     kills = 0
     while kills < 20:
