@@ -95,9 +95,9 @@ class VllmSampler:
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> None:
         assert not self._pending, "requests are pending"
-        self._version = None
+        held, self._version = self._version, None
         with random_state.preserved():
-            self.last_hand_over = hand_over(self._engine, named_tensors, version=version)
+            self.last_hand_over = hand_over(self._engine, named_tensors, version=version, held=held)
             if self._asleep:
                 self._engine.wake_up(tags=["kv_cache"])
                 self._asleep = False

@@ -48,13 +48,15 @@ class _Sample:
     """Of the whole tensor."""
 
 
-def hand_over(engine: Any, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> HandOver:
+def hand_over(
+    engine: Any, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int, held: int | None
+) -> HandOver:
     """Load `model.state_dict().items()` of the trainer into a `vllm.LLMEngine` in this process, and compare.
 
-    A tied tensor stands under each of its names. No request may be pending. Each tensor is read once, as it passes, so
-    that gathered shards need not be kept. Raises StaleWeightsError, naming tensor and version, if vLLM then computes
-    with other values or holds a parameter that was not handed over; UserError if the architecture names its tensors in
-    a way that this check cannot follow.
+    The tensors are `version` and replace `held` (None: the first). A tied tensor stands under each of its names. No
+    request may be pending. Each tensor is read once, as it passes, so that gathered shards need not be kept. Raises
+    StaleWeightsError, naming tensor and versions, if vLLM then computes with other values or holds a parameter that was
+    not handed over; UserError if vLLM or this check does not know the tensors of this architecture.
     """
     start = time.perf_counter()
     [dtype] = engine.apply_model(lambda model: next(model.parameters()).dtype)
@@ -65,14 +67,20 @@ def hand_over(engine: Any, named_tensors: Iterable[tuple[str, torch.Tensor]], *,
             samples[name] = _sample(tensor.detach(), dtype, version)
             yield name, tensor.detach()
 
-    load(engine, passing())
+    try:
+        load(engine, passing())
+    except (KeyError, ValueError) as error:  # what vLLM's loaders raise for a name they do not know
+        raise UserError(
+            f"rollout.sampler: vLLM cannot take over the tensors of this model ({str(error).splitlines()[0][:200]}); "
+            "set rollout.sampler: transformers"
+        ) from error
     if not engine.reset_prefix_cache():
         raise RuntimeError("the prefix cache could not be dropped: requests are still pending")
     [wrong] = engine.apply_model(lambda model: differences(model, samples))
     if wrong:
         raise StaleWeightsError(
-            f"weight hand-over: after loading policy version {version}, vLLM does not compute with the trainer's "
-            f"{wrong[0]}" + (f", nor with {len(wrong) - 1} other tensors" if len(wrong) > 1 else "")
+            f"weight hand-over: after loading policy version {version} over version {held}, vLLM does not compute with "
+            f"the trainer's {wrong[0]}" + (f", nor with {len(wrong) - 1} other tensors" if len(wrong) > 1 else "")
         )
     total = sum(sample.shape.numel() for sample in samples.values())
     return HandOver(

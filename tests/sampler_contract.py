@@ -84,7 +84,7 @@ def logprobs_of(model: PreTrainedModel, request: SampleRequest, completion: Comp
     """f32[A]: the log-probabilities that the trainer's own forward pass gives the drawn tokens."""
     ids = torch.from_numpy(np.concatenate([request.prompt_ids, completion.action_ids])).long()
     logits = model(ids[None]).logits[0, len(request.prompt_ids) - 1 : -1]
-    logprob = (logits / (request.temperature or 1.0)).log_softmax(-1)
+    logprob = (logits.float() / (request.temperature or 1.0)).log_softmax(-1)
     return logprob.gather(1, ids[len(request.prompt_ids) :, None]).squeeze(1).numpy()
 
 

@@ -157,7 +157,7 @@ def test_one_stale_tensor_is_caught_before_anything_is_sampled(model, sampler, m
         load(engine, ((name, old if name in names else tensor) for name, tensor in named_tensors))
 
     monkeypatch.setattr(weight_sharing, "load", load_stale)
-    with pytest.raises(StaleWeightsError, match=f"policy version {held + 1}.* {stale} "):
+    with pytest.raises(StaleWeightsError, match=f"policy version {held + 1} over version {held}, .* {stale} "):
         contract.hand_over(model, sampler)
     for version in (held, held + 1):
         with pytest.raises(StaleWeightsError, match="holds no weights"):
