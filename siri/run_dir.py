@@ -101,7 +101,7 @@ def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:
         "skills": {"mined": 0, "active": 0, "retired": 0},
         "tokens_per_second": {name: tokens[name] / seconds[name] for name in tokens if seconds.get(name)},
         "tokens": dict(tokens),
-        "wall_seconds": {**{name: round(value, 2) for name, value in seconds.items()}},
+        "wall_seconds": {name: round(value, 2) for name, value in seconds.items()},
         "bad_steps": state.bad_steps,
         "ranks": world.size,
         "device": device_name(world),

@@ -70,7 +70,7 @@ def check_context(config: PolicyConfig, policy: Policy) -> None:
 def open_session(
     config: RunConfig, world: World, *, splits: Mapping[str, str], policy_source: str | None = None
 ) -> Iterator[Session]:
-    """The parts of a run, the sampler holding the policy's weights as version 0; closed on the way out.
+    """The parts of a run; the sampler holds no weights yet, and is closed on the way out.
 
     `splits` are those that will be played, each under the name of the setting it comes from. `policy_source`: a
     directory to load the policy from in place of `config.policy.model` (a checkpoint).

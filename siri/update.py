@@ -47,8 +47,9 @@ def update(
     """Run `epochs` passes over the minibatches, an optimiser step each; returns the metrics of the iteration.
 
     Old log-probs are those of the weights that enter; with a single step they are the current ones and cost no second
-    forward pass (ALGORITHM section 3). `on_bad_step` is called when a non-finite gradient made the optimiser skip.
-    The one place a step where the host waits for the device is the end of this function.
+    forward pass (ALGORITHM section 3). `dump` gets each minibatch whose gradient was not finite, so that the optimiser
+    skipped it. Losses and statistics stay on the device until the end of this function, where they are read at once.
+    Raises TrainingDiverged when `guard` has seen too many such gradients in a row.
     """
     several = len(minibatches) * optim_config.epochs > 1
     anchored = [
@@ -134,7 +135,7 @@ class _Tally:
             self.gaps.append(gap)
 
     def metrics(self, world: World) -> dict[str, float]:
-        """The host waits for the device here, once an iteration."""
+        """What the sums come to over all ranks, read from the device at once."""
         names = list(self.sums)
         totals = dict(
             zip(names, all_reduce_sum(world, np.array([float(self.sums[name]) for name in names])), strict=True)

@@ -40,7 +40,7 @@ COPY_SHARE, SKILL_SHARE = 0.05, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmstartConfig:
-    """Settings of a warm start; defaults are those of the shipped policy."""
+    """Settings of a warm start. Those of the shipped policy are in `siri/policies/tiny/warmstart.json`."""
 
     steps: int = 3000
     seed: int = 0
