@@ -61,7 +61,7 @@ class RolloutConfig(Section):
 
     sampler: Literal["auto", "vllm", "transformers"] = "auto"
     """vLLM in this process, or plain transformers generation; auto: vLLM where it is installed."""
-    num_tasks: PositiveInt = 16
+    num_tasks: PositiveInt = 32
     """Tasks an iteration, over all ranks."""
     group_size: PositiveInt = 8
     """Episodes a task (one task group)."""
@@ -114,7 +114,7 @@ class LossConfig(Section):
 class OptimConfig(Section):
     """AdamW and the shape of an update."""
 
-    lr: NonNegative = 3e-4
+    lr: NonNegative = 1e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after the warm-up, down to 0 at the last iteration unless constant."""
@@ -128,7 +128,7 @@ class OptimConfig(Section):
     """Decay of the second moment."""
     clip_norm: Positive = 1.0
     """Global gradient norm above which the gradient is scaled down."""
-    updates: PositiveInt = 2
+    updates: PositiveInt = 4
     """Optimiser steps a pass over one iteration's rows."""
     epochs: PositiveInt = 1
     """Passes over one iteration's rows."""
@@ -173,7 +173,7 @@ class RunConfig(Section):
     """auto: CUDA where there is a GPU."""
     algorithm: Literal["gigpo", "grpo"] = "gigpo"
     """gigpo: episode and step-group advantages. grpo: episode advantages only, the control."""
-    iterations: PositiveInt = 60
+    iterations: PositiveInt = 30
     """Rollout-and-update rounds."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run directory."""

@@ -1,0 +1,39 @@
+"""The settings of a run, frozen: a new one is added here on purpose, or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from siri.config import RunConfig
+from siri.engine.config import load_config
+
+NAMES = """
+name runs_dir seed device algorithm iterations tensorboard
+environment.name environment.games environment.path environment.size environment.num_train environment.num_valid
+environment.max_turns
+policy.model policy.dtype policy.prompt_style policy.history_length policy.max_prompt_tokens policy.max_action_tokens
+rollout.sampler rollout.num_tasks rollout.group_size rollout.temperature rollout.max_concurrent
+gigpo.gamma gigpo.omega gigpo.normalize gigpo.episode_stats gigpo.penalty gigpo.min_sigma gigpo.grouping
+gigpo.similarity_threshold gigpo.parity
+loss.clip_low loss.clip_high loss.dual_clip loss.kl_coef loss.entropy_coef loss.importance_clip
+optim.lr optim.schedule optim.warmup_steps optim.weight_decay optim.beta1 optim.beta2 optim.clip_norm optim.updates
+optim.epochs optim.max_batch_tokens optim.max_bad_steps
+eval.split eval.limit eval.every eval.temperature
+checkpoint.every checkpoint.keep_last
+"""
+
+
+def leaves(tree: dict, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, value in tree.items():
+        names += leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+    return names
+
+
+def test_the_settings_are_these():
+    assert leaves(RunConfig().model_dump()) == NAMES.split()
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml")), ids=str)
+def test_shipped_configurations_load(path):
+    load_config(RunConfig, str(path))
