@@ -42,7 +42,7 @@ COPY_SHARE, SKILL_SHARE = 0.05, 0.05
 class WarmstartConfig:
     """Settings of a warm start. Those of the shipped policy are in `siri/policies/tiny/warmstart.json`."""
 
-    steps: int = 3000
+    steps: int = 1600
     seed: int = 0
     size: Size = "small"
     max_turns: int = 24
