@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from transformers import AutoConfig
@@ -153,13 +152,17 @@ def open_vllm_sampler(
         "disable_log_stats": True,
     }
     if device.type == "cuda":
-        arguments |= {"enable_sleep_mode": True}
+        # The share decides nothing once the size of the KV cache is given, but vLLM still refuses to start unless that
+        # share of the whole memory is free, and the trainer's weights are there first.
+        arguments |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.01}
     else:
         # Eager: compiling costs 16 s of CPU time at the start and gains nothing on small models (4.9 s against 4.8 s
         # for 64 conversations of 12 turns). No chunked prefill: with it, vLLM 0.32 for CPUs dies on a seeded request
         # whose prompt is cut ("CPU Generator does not use offset").
         arguments |= {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": CPU_BLOCK_TOKENS}
     with _process_kept(device):
+        if device.type == "cpu":
+            _check_head_dim(model)
         engine = _start(model, arguments)
     return VllmSampler(engine, device=device)
 
@@ -196,11 +199,12 @@ def _kv_cache_bytes(
     model: str, dtype: torch.dtype, device: torch.device, max_model_len: int, max_num_seqs: int, asked: int | None
 ) -> int:
     """Room for every sequence at full length, or as much as is decent; preempted sequences are computed again."""
+    import psutil  # comes with vLLM
+
     config = AutoConfig.from_pretrained(model).get_text_config()
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    sequence = 2 * config.num_hidden_layers * kv_heads * head_dim * dtype.itemsize * (max_model_len + CPU_BLOCK_TOKENS)
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    token = 2 * config.num_hidden_layers * kv_heads * _head_dim(config) * dtype.itemsize
+    sequence = token * (max_model_len + CPU_BLOCK_TOKENS)
     if asked is None:
         if device.type == "cuda":
             most = int(GPU_KV_CACHE_SHARE * torch.cuda.mem_get_info(device)[0])
@@ -213,6 +217,23 @@ def _kv_cache_bytes(
             f"({sequence} bytes); raise it or shorten policy.max_prompt_tokens"
         )
     return asked
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _check_head_dim(model: str) -> None:
+    """Raises UserError where the CPU build has no attention kernel, which else shows only at the first token."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    found = _head_dim(AutoConfig.from_pretrained(model).get_text_config())
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if found not in known:
+        raise UserError(
+            f"rollout.sampler: vLLM for CPUs has attention kernels for heads of {known} features, and {model!r} has heads "
+            f"of {found}; set rollout.sampler: transformers, or use another model"
+        )
 
 
 def _completion(output: Any) -> Completion:

@@ -91,7 +91,7 @@ class GigpoConfig(Section):
     similarity_threshold: Fraction = 0.95
     """Least ratio that joins a cluster when grouping is similarity."""
     parity: Literal["none", "verl_agent"] = "none"
-    """verl_agent: every choice of the incumbent's code at once, for comparison."""
+    """verl_agent: the incumbent's arithmetic, for comparison; its own default goes with episode_stats: row."""
 
 
 class LossConfig(Section):

@@ -53,7 +53,8 @@ def check_run_dir(config: RunConfig) -> None:
         )
     path = config.run_dir / "config.yaml"
     if not path.exists():
-        if config.run_dir.exists() and any(config.run_dir.iterdir()):
+        # A run killed while it wrote its first file leaves that file's hidden beginning.
+        if config.run_dir.exists() and any(not entry.name.endswith(".writing") for entry in config.run_dir.iterdir()):
             raise UserError(
                 f"name: {config.run_dir} is not empty and holds no config.yaml, so it is not a run to resume; "
                 "choose another name, or move that folder away"

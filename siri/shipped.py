@@ -94,7 +94,16 @@ def _smollm2() -> Path:
         )
         model.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(scratch)
-        scratch.rename(target)
-    except FileExistsError:
-        shutil.rmtree(scratch)  # another rank was first
+        _move_into_place(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _move_into_place(scratch: Path, target: Path) -> None:
+    """Rename, unless another rank was first."""
+    try:
+        scratch.rename(target)
+    except OSError:
+        if not (target / "config.json").exists():
+            raise

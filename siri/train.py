@@ -11,6 +11,7 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).reso
     del sys.path[0]  # Python puts a script's folder first, and the modules in it must not shadow others.
 
 import argparse
+import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -99,7 +100,8 @@ def main(argv: Sequence[str], prog: str = "siri/train.py") -> int:
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()  # a rank must not outlive torchrun; started by hand, a run may outlive its shell
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

@@ -51,6 +51,8 @@ def update(
     skipped it. Losses and statistics stay on the device until the end of this function, where they are read at once.
     Raises TrainingDiverged when `guard` has seen too many such gradients in a row.
     """
+    if not minibatches:  # every episode of the iteration was lost, on all ranks: there is nothing to learn from
+        return {"train/skipped_steps": 0.0}
     several = len(minibatches) * optim_config.epochs > 1
     anchored = [
         [_anchor(policy, reference, batch, several=several, temperature=temperature) for batch in minibatch.batches]
@@ -147,7 +149,7 @@ class _Tally:
         steps = max(1, len(self.grad_norms))
         return {
             "train/loss": totals["loss"] / steps,
-            "train/grad_norm": float(np.mean(self.grad_norms)) if self.grad_norms else 0.0,
+            "train/grad_norm": float(np.mean([norm for norm in self.grad_norms if np.isfinite(norm)] or [np.nan])),
             "train/approx_kl": totals["approx_kl"] / tokens,
             "train/kl_ref": totals["kl_ref"] / tokens,
             "train/entropy": totals["entropy"] / tokens,

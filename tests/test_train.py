@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import model_directory
+from models import model_directory, policy
 from safetensors.torch import load_file
 
+from siri.config import LossConfig, OptimConfig, RunConfig
+from siri.engine.distributed import World
+from siri.engine.errors import UserError
 from siri.engine.metrics import without_clock
+from siri.engine.optim import BadStepGuard, ShardedAdamW
 from siri.run import draw_tasks
+from siri.run_dir import check_run_dir
+from siri.shipped import _move_into_place
 from siri.train import main
+from siri.update import update
 
 SMALL = {
     "iterations": 4,
@@ -180,3 +187,37 @@ def test_tasks_are_drawn_without_repeats_until_the_split_is_through():
         assert sorted(stream[7 * epoch : 7 * epoch + 7]) == tasks
     assert stream[:7] != stream[7:14]
     assert draw_tasks(tasks, 5, 6, seed=3) == stream[5:11]
+
+
+def test_an_iteration_whose_every_episode_was_lost_changes_nothing():
+    subject = policy()
+    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    optimizer = ShardedAdamW(subject.model.named_parameters(), World(), schedule=lambda step: 1.0)
+    metrics_of_it = update(
+        subject, None, optimizer, [],
+        loss_config=LossConfig(), optim_config=OptimConfig(), temperature=1.0, world=World(),
+        guard=BadStepGuard(max_in_a_row=1), dump=lambda minibatch: None,
+    )  # fmt: skip
+    assert metrics_of_it == {"train/skipped_steps": 0.0}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.model.state_dict().items())
+
+
+def test_a_run_killed_while_it_wrote_its_first_file_can_be_started_again(tmp_path):
+    config = RunConfig(name="first", runs_dir=str(tmp_path))
+    config.run_dir.mkdir()
+    (config.run_dir / ".config.yaml.writing").write_text("name: fi")
+    check_run_dir(config)
+    (config.run_dir / "notes.txt").write_text("something else")
+    with pytest.raises(UserError, match="is not empty and holds no"):
+        check_run_dir(config)
+
+
+def test_the_second_rank_that_unpacks_a_model_takes_what_the_first_has_left(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "target" / "other").touch()
+    with pytest.raises(OSError, match="not empty"):
+        _move_into_place(tmp_path / "scratch", tmp_path / "target")
+    (tmp_path / "target" / "config.json").write_text("first")
+    _move_into_place(tmp_path / "scratch", tmp_path / "target")
+    assert (tmp_path / "target" / "config.json").read_text() == "first"
