@@ -231,8 +231,8 @@ def _check_head_dim(model: str) -> None:
     known = CPUAttentionBackend.get_supported_head_sizes()
     if found not in known:
         raise UserError(
-            f"rollout.sampler: vLLM for CPUs has attention kernels for heads of {known} features, and {model!r} has heads "
-            f"of {found}; set rollout.sampler: transformers, or use another model"
+            f"rollout.sampler: vLLM for CPUs has attention kernels for heads of {known} features, and {model!r} has "
+            f"heads of {found}; set rollout.sampler: transformers, or use another model"
         )
 
 

@@ -15,10 +15,10 @@ from siri.engine.sampling import Completion, Sampler, SampleRequest, StaleWeight
 VOCAB, STOP, CONTEXT = 64, 1, 256
 
 
-def save_model(folder: Path, *, tied: bool = True) -> str:
+def save_model(folder: Path, **changes: object) -> str:
     """A random Llama of 50 k parameters whose next-token distributions are far from uniform. Heads of 32 features are
     the smallest that vLLM has CPU kernels for."""
-    config = LlamaConfig(
+    settings = dict(
         vocab_size=VOCAB,
         hidden_size=64,
         intermediate_size=64,
@@ -26,7 +26,7 @@ def save_model(folder: Path, *, tied: bool = True) -> str:
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=512,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=True,
         initializer_range=0.2,
         bos_token_id=0,
         eos_token_id=2,
@@ -34,7 +34,7 @@ def save_model(folder: Path, *, tied: bool = True) -> str:
     )
     with random_state.preserved():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).save_pretrained(folder)
     return str(folder)
 
 

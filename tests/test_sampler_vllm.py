@@ -242,6 +242,11 @@ def test_user_errors(tmp_path, started):
         open_sampler(folder, max_model_len=4096)
 
 
+def test_heads_without_a_cpu_kernel_are_refused(tmp_path, started):
+    with pytest.raises(UserError, match=r"kernels for heads of \[32, .* has heads of 16"):
+        open_sampler(contract.save_model(tmp_path, num_attention_heads=4))
+
+
 def engine_of_a_rank(world, folder: str) -> list[tuple[list[int], list[float]]]:
     """Each rank has weights of its own here: the engines must not share anything."""
     model = contract.load_model(folder)
