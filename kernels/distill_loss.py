@@ -29,6 +29,7 @@ from .projection import (
     check_targets,
     compute_dtype,
     kept_rows,
+    log_softmax_,
     raw_logits,
     raw_logits_ref,
 )
@@ -125,8 +126,8 @@ def masked_distill_loss_chunked(
         if teacher is not None and teacher_w is not None:
             raw = raw_logits(teacher.hidden[rows].to(dtype), teacher_w, teacher_b)
             logit_map.select(rows).apply_(raw)
-            log_t = torch.log_softmax(raw, dim=1)
-        d, dz = divergence_and_grad(torch.log_softmax(z, dim=1), log_t, targets[rows], divergence)
+            log_t = log_softmax_(raw)
+        d, dz = divergence_and_grad(log_softmax_(z), log_t, targets[rows], divergence)
         return (token_weight[rows] * d).sum(), dz.mul_(token_weight[rows, None])
 
     return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss)

@@ -172,6 +172,12 @@ def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t()).clamp_(min=LOGIT_FLOOR)
 
 
+def log_softmax_(z: Tensor) -> Tensor:
+    """log softmax over the columns of z[n, V], in place."""
+    z.sub_(z.amax(1, keepdim=True))
+    return z.sub_(exp(z).sum(1, keepdim=True).log())
+
+
 class SoftmaxStats(NamedTuple):
     """What a block of columns knows of each row's softmax; blocks (and vocabulary shards) merge exactly."""
 
@@ -309,6 +315,7 @@ class TokenLoss(torch.autograd.Function):
                     dw.addmm_(dz.t(), x)
                 if db is not None:
                     db += dz.sum(0)
+                del z, dz  # else they live on beside the next chunk's
         ctx.save_for_backward(
             dx, None if dw is None else dw.to(weight.dtype), None if db is None or bias is None else db.to(bias.dtype)
         )
