@@ -23,7 +23,7 @@ valid) throughout, no floor and no guard, an episode list of one score passes th
 Sources: GiGPO (arXiv 2505.10978); the two rules are ours. Legend: N rows, K groups.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -97,6 +97,20 @@ def verl_agent_normalized(score: Tensor, stats: GroupStats, scale: bool, eps: fl
     return centred / (torch.where(alone, 1, stats.sigma) + eps) if scale else centred
 
 
+@overload
+def gigpo_advantage(
+    reward: Tensor, traj: Tensor, episode_group: Tensor, step_group: Tensor, valid: Tensor, *, gamma: float,
+    omega: float, normalize: Literal["mean_std", "mean"] = "mean_std",
+    episode_stats: Literal["trajectory", "row"] = "trajectory", penalty: float = 0.1, min_sigma: float = 0.25,
+    eps: float = 1e-6, parity: Literal["verl_agent"] | None = None, return_parts: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def gigpo_advantage(
+    reward: Tensor, traj: Tensor, episode_group: Tensor, step_group: Tensor, valid: Tensor, *, gamma: float,
+    omega: float, normalize: Literal["mean_std", "mean"] = "mean_std",
+    episode_stats: Literal["trajectory", "row"] = "trajectory", penalty: float = 0.1, min_sigma: float = 0.25,
+    eps: float = 1e-6, parity: Literal["verl_agent"] | None = None, return_parts: Literal[True],
+) -> Parts: ...  # fmt: skip
 def gigpo_advantage(
     reward: Tensor,
     traj: Tensor,

@@ -10,7 +10,7 @@ Legend: ... any leading shape, V vocabulary, N rows (the product of the leading 
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -65,6 +65,14 @@ def row_blocks(logits: Tensor) -> Iterator[slice]:
     return blocks(len(logits), max(1, BLOCK_ELEMENTS // logits.shape[1]))
 
 
+@overload
+def selective_logprob(
+    logits: Tensor, targets: Tensor, *, temperature: float | Tensor = 1.0, return_entropy: Literal[False] = False
+) -> Tensor: ...
+@overload
+def selective_logprob(
+    logits: Tensor, targets: Tensor, *, temperature: float | Tensor = 1.0, return_entropy: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
 def selective_logprob(
     logits: Tensor, targets: Tensor, *, temperature: float | Tensor = 1.0, return_entropy: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def problem(tokens: int, *, seed: int = 0, vocabulary: int = 301, scale: float =
 
 def run(divergence: str, tensors: dict[str, Tensor], **options: Any) -> Tensor:
     given = {name: t for name, t in tensors.items() if divergence != "nll" or not name.startswith("teacher")}
-    return masked_distill_loss(**given, divergence=divergence, **options)  # type: ignore[arg-type]
+    return masked_distill_loss(**given, divergence=divergence, **options)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -97,7 +97,7 @@ def test_divergences_vanish_only_at_the_teacher(seed: int, divergence: str, scal
     own: dict[str, Any] = {"hidden": t["hidden"], "weight": t["weight"], "bias": t["bias"], "targets": t["targets"]}
     same = masked_distill_loss(
         **own, token_weight=t["token_weight"], divergence=divergence, teacher_hidden=t["hidden"], denominator=6
-    )  # type: ignore[arg-type]
+    )
     assert abs(same.item()) <= 1e-12
     assert torch.autograd.grad(same, t["weight"])[0].abs().max() <= 1e-12
     apart = run(divergence, t, denominator=6).item()
@@ -177,7 +177,7 @@ def test_wrong_input_is_named(divergence: str, change: dict[str, Any], message: 
     if divergence == "nll":
         t = {name: v for name, v in t.items() if not name.startswith("teacher")}
     with pytest.raises(ValueError, match=message):
-        masked_distill_loss(**{**t, "denominator": 1.0, "divergence": divergence, **change})  # type: ignore[arg-type]
+        masked_distill_loss(**{**t, "denominator": 1.0, "divergence": divergence, **change})
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
