@@ -85,7 +85,7 @@ class GigpoConfig(Section):
     penalty: NonNegative = 0.1
     """Subtracted, in reward units, from rows with an invalid action."""
     min_sigma: NonNegative = 0.25
-    """Floor of the standard deviation that rewards are divided by."""
+    """Floor of the standard deviation that the penalty is divided by; for rewards of 0 and 10, 2.5 does the same."""
     grouping: Literal["exact", "similarity"] = "exact"
     """Anchor groups by equal state keys, or by difflib similarity of them."""
     similarity_threshold: Fraction = 0.95

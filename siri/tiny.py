@@ -4,7 +4,7 @@ Small enough that two CPU cores roll out and train it, standard enough that vLLM
 any model. `siri warmstart` makes it; the result is shipped in `siri/policies/tiny`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -71,10 +71,3 @@ def new_model(
     model = LlamaForCausalLM(config)
     torch.random.set_rng_state(generator_state)
     return model
-
-
-def words_split_in_pieces(tokenizer: PreTrainedTokenizerFast, words: Iterable[str]) -> Iterator[str]:
-    """The words that are more than one token; empty when the vocabulary covers the games."""
-    for word in words:
-        if len(tokenizer.encode(word, add_special_tokens=False)) > 1:
-            yield word
