@@ -7,6 +7,7 @@ On a GPU in half precision it is torch's variable-length flash attention, which 
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def _flash_varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    cu_seqlens = torch.tensor(row_bounds, dtype=torch.int32, device=query.device)
+    cu_seqlens = _on_device(tuple(row_bounds), query.device)
     q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
     attended = varlen_attn(
         q, k, v, cu_seqlens, cu_seqlens, longest, longest,
@@ -70,6 +71,12 @@ def _flash_varlen(
     )  # fmt: skip
     assert isinstance(attended, torch.Tensor)
     return attended.unsqueeze(0)
+
+
+@lru_cache(maxsize=4)
+def _on_device(row_bounds: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """i32: the same for every layer of a pass, so it is sent once."""
+    return torch.tensor(row_bounds, dtype=torch.int32, device=device)
 
 
 def register() -> str:

@@ -85,13 +85,6 @@ def rows_by_group(
     return dict(rows)
 
 
-def count_nonfinite_logprobs(rows: Sequence[TrainRow]) -> int:
-    """Trained tokens whose sampler log-probability is not finite; `pack` gives them policy weight 0."""
-    return sum(
-        int(np.count_nonzero(~np.isfinite(row.behavior_logprob))) for row in rows if row.behavior_logprob is not None
-    )
-
-
 def pack(rows: Sequence[TrainRow], max_tokens: int) -> list[PackedBatch]:
     """Rows laid end to end in batches of at most `max_tokens` tokens: none is split or repeated, nothing is padded.
 

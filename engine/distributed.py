@@ -163,12 +163,12 @@ def _pick_device(device: str, *, local_rank: int, local_size: int, **_: int) -> 
 def _num_threads(environ: Mapping[str, str], local_size: int) -> int:
     """OMP_NUM_THREADS is respected, unless torchrun has set it (to 1, for several ranks): then cores are shared out."""
     if environ.get("OMP_NUM_THREADS") == "1" and local_size > 1 and "TORCHELASTIC_RUN_ID" in environ:
-        return max(1, _cores() // local_size)
+        return max(1, num_cores() // local_size)
     if "OMP_NUM_THREADS" in environ:
         return torch.get_num_threads()
     return max(1, torch.get_num_threads() // local_size)
 
 
-def _cores() -> int:
+def num_cores() -> int:
     """Cores this process may run on. `torch.get_num_threads()` cannot tell once OMP_NUM_THREADS has been set."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

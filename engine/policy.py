@@ -52,10 +52,13 @@ class Policy:
         )
 
     def hidden_L(self, batch: PackedBatch) -> torch.Tensor:
-        """Final hidden states [L, H] of the positions that predict the trained tokens. `batch` is on the device."""
+        """Final hidden states [L, H] of the positions that predict the trained tokens.
+
+        `batch` is on the device, but for `cu_seqlens`, which is best left on the host.
+        """
         if batch.num_tokens == 0:  # a rank that ran out of rows: nothing to compute, yet something to call backward on
             return self.head.weight[:0]
-        bounds = batch.cu_seqlens.tolist()
+        bounds = tuple(batch.cu_seqlens.tolist())
         # A 4-D mask is passed through by transformers as it is; ours is never read. Without it the library would
         # build a [T, T] block mask for packed positions.
         unused_mask = torch.zeros(1, 1, 1, 1, device=batch.input_ids_T.device)

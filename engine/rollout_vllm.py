@@ -74,8 +74,10 @@ class VllmSampler:
     def poll(self) -> list[Completion]:
         if not self._pending:
             return []
-        # On the CPU each step draws from torch's global generator, seeds or no seeds.
-        with random_state.preserved(), _small_functions_eager(self._device):
+        # On the CPU each step draws from torch's global generator, seeds or no seeds. On a GPU it does not, and keeping
+        # the state there would wait for the device at every step.
+        kept = random_state.preserved() if self._device.type == "cpu" else nullcontext()
+        with kept, _small_functions_eager(self._device):
             outputs = self._engine.step()
         completions = [_completion(output) for output in outputs if output.finished]
         self._pending.difference_update(completion.id for completion in completions)
@@ -213,8 +215,8 @@ def _kv_cache_bytes(
         asked = min(sequence * max_num_seqs, max(most, sequence))
     if asked < sequence:
         raise UserError(
-            f"rollout.kv_cache_bytes: {asked} bytes do not hold one sequence of {max_model_len} tokens "
-            f"({sequence} bytes); raise it or shorten policy.max_prompt_tokens"
+            f"kv_cache_bytes: {asked} bytes do not hold one sequence of {max_model_len} tokens "
+            f"({sequence} bytes); free memory for it, or shorten policy.max_prompt_tokens"
         )
     return asked
 

@@ -105,7 +105,10 @@ def differences(model: nn.Module, samples: dict[str, _Sample]) -> list[str]:
     for name, sample in samples.items():
         module, leaf, first_row = _locate(model, name, samples)
         reached.add((module, leaf))
-        for held in _readings(module, module.get_parameter(leaf), sample):
+        readings = list(_readings(module, module.get_parameter(leaf), sample))
+        if not readings:
+            wrong.append(f"{name} (vLLM keeps it in a form that cannot be read)")
+        for held in readings:
             held = held[first_row : first_row + sample.shape[0]].to(sample.values.dtype)
             if not torch.equal(held, sample.values.to(held.device)):
                 gap = (held - sample.values.to(held.device)).abs().max().item()
@@ -137,6 +140,12 @@ def _locate(model: nn.Module, name: str, samples: dict[str, _Sample]) -> tuple[n
     for fused, parts in fusions.items():
         if last in parts:
             path = f"{parent}.{fused}"
+            for part in parts:
+                if f"{parent}.{part}.{leaf}" not in samples:
+                    raise StaleWeightsError(
+                        f"weight hand-over: {name} was handed over without {parent}.{part}.{leaf}, which vLLM keeps in "
+                        "one tensor with it"
+                    )
             first_row = sum(samples[f"{parent}.{part}.{leaf}"].shape[0] for part in parts[: parts.index(last)])
     try:
         module = model.get_submodule(path)

@@ -23,9 +23,9 @@ from typing import Any, Literal
 from siri.engine.environment import Environment, Observation
 from siri.engine.processes import die_with_parent
 
-MakeEnvironment = Callable[[str], Environment]
-Call = tuple[Literal["reset", "step"], int, str]
-"""What to do, the game's number, and the task id or the action."""
+MakeEnvironment = Callable[[Any], Environment]
+Call = tuple[Literal["reset", "step"], int, Any]
+"""What to do, the game's number, and the game or the action."""
 
 
 class WorkerError(RuntimeError):
@@ -43,7 +43,7 @@ class EnvironmentWorkers:
         call_seconds: float = 60.0,
         start_seconds: float = 120.0,
     ) -> None:
-        """`make(task_id)` is called in a worker: it is pickled, and its module must be importable there (not a script).
+        """`make(game)` is called in a worker: it is pickled, and its module must be importable there (not a script).
 
         A call that takes longer than `call_seconds`, or a start that takes longer than `start_seconds`, counts as hung.
         Raises what `pickle.dumps(make)` raises.
@@ -55,9 +55,12 @@ class EnvironmentWorkers:
         self._turn = count()
         self._ended = weakref.finalize(self, _end, self._workers, self._starter)
 
-    def make(self, task_id: str) -> "WorkerEnvironment":
-        """An environment for one task, on the next worker in turn. Nothing happens before its `reset`."""
-        return WorkerEnvironment(self._workers[next(self._turn) % len(self._workers)], task_id)
+    def make(self, game: Any) -> "WorkerEnvironment":
+        """An environment for one game (whatever `make` takes; it is pickled), on the next worker in turn.
+
+        Nothing happens before its `reset`.
+        """
+        return WorkerEnvironment(self._workers[next(self._turn) % len(self._workers)], game)
 
     def pids(self) -> list[int]:
         """Process ids of the workers that run now."""
@@ -81,9 +84,9 @@ class WorkerEnvironment:
     """Calls wait for another process: `collect` makes them in threads."""
     _numbers = count()
 
-    def __init__(self, worker: "_Worker", task_id: str) -> None:
+    def __init__(self, worker: "_Worker", game: Any) -> None:
         self._worker = worker
-        self._task_id = task_id
+        self._game = game
         self._number = next(self._numbers)
         self._life = -1
         self._task: str | None = None
@@ -97,7 +100,7 @@ class WorkerEnvironment:
 
     def reset(self) -> Observation:
         observation: Observation
-        (self._task, observation), self._life = self._worker.ask(("reset", self._number, self._task_id), life=None)
+        (self._task, observation), self._life = self._worker.ask(("reset", self._number, self._game), life=None)
         return observation
 
     def step(self, action: str) -> Observation:
@@ -136,25 +139,29 @@ class _Worker:
                 raise self._ended(error) from error
 
     def _start(self) -> Connection:
+        connection = self._starter.submit(self._spawn).result()
+        try:
+            connection.send(sys.path)
+            connection.send_bytes(self._make)
+            self._receive(connection, self._start_seconds)
+        except (EOFError, OSError, WorkerError) as error:
+            raise self._ended(error) from error
+        return connection
+
+    def _spawn(self) -> Connection:
+        """The whole of it in the starter's thread, which `close` waits for: it overlooks no process."""
         ours, theirs = Pipe()
         command = f"from siri.engine.workers import serve; serve({theirs.fileno()}, {os.getpid()})"
-        self.process = self._starter.submit(
-            subprocess.Popen,
-            [sys.executable, "-c", command],
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", command],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=sys.__stderr__.fileno() if sys.__stderr__ else None,  # standard output belongs to the run
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C in a terminal is told to the parent alone
-        ).result()
+        )
         theirs.close()
         self._connection = ours
-        try:
-            ours.send(sys.path)
-            ours.send_bytes(self._make)
-            self._receive(ours, self._start_seconds)
-        except (EOFError, OSError, WorkerError) as error:
-            raise self._ended(error) from error
         return ours
 
     def _receive(self, connection: Connection, seconds: float) -> Any:
@@ -175,19 +182,19 @@ class _Worker:
         )
 
     def end(self) -> None:
-        if self._connection is None or self.process is None:
+        connection, self._connection = self._connection, None  # `close` may come while a call waits
+        if connection is None or self.process is None:
             return
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._connection.close()
-        self._connection = None
+        connection.close()
 
 
 def _end(workers: list[_Worker], starter: ThreadPoolExecutor) -> None:
+    starter.shutdown()  # first: a call that waits for its turn must not start a worker again
     for worker in workers:
         worker.end()
-    starter.shutdown(wait=False)
 
 
 def serve(connection_fd: int, parent: int) -> None:
@@ -208,7 +215,7 @@ def serve(connection_fd: int, parent: int) -> None:
         connection.send(_guarded(_play, make, games, what, number, argument))
 
 
-def _play(make: MakeEnvironment, games: dict[int, Environment], what: str, number: int, argument: str) -> Any:
+def _play(make: MakeEnvironment, games: dict[int, Environment], what: str, number: int, argument: Any) -> Any:
     if what == "step":
         return games[number].step(argument)
     if number not in games:

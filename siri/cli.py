@@ -8,6 +8,7 @@ Exit codes: what `run` returns; 2 for a UserError (one line on stderr) or a wron
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `siri` with `argv` (default: the process's own arguments). Returns the exit code."""
     args = _top_parser().parse_args(argv)
     module_name, summary = COMMANDS[args.command]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see siri/train.py
     try:
         module = _import(module_name)
         if hasattr(module, "main"):

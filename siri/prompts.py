@@ -63,7 +63,8 @@ class TurnMarkup:
         if not second.startswith(first + assistant) or not found or ending != before_action or not after_action:
             raise UserError(
                 f"policy: the chat template of {tokenizer.name_or_path!r} rewrites earlier turns, so a conversation "
-                "cannot grow token by token; use prompt_style: tagged with another template, or another model"
+                "cannot grow token by token; use another model, or set a `chat_template` without that in its "
+                "tokenizer_config.json"
             )
         return cls(before_first=before_first, before_action=before_action, after_action=after_action)
 
@@ -94,6 +95,7 @@ class Renderer:
         if tokenizer.eos_token_id is not None:
             ends.add(int(tokenizer.eos_token_id))
         self.stop_token_ids = tuple(sorted(ends))
+        self.special_ids = frozenset(tokenizer.all_special_ids)
 
     def dialogue(self, skills: Sequence[str] = ()) -> Dialogue:
         """A new conversation; `skills` are the texts of the skill block (none: the plain prompt)."""
@@ -175,7 +177,8 @@ class CompactDialogue:
         ids = self._renderer.without_end(action_ids)
         line = self._renderer.decode(ids)
         text = line.strip()
-        if not text or "\n" in text or len(ids) == len(action_ids):
+        special = not self._renderer.special_ids.isdisjoint(ids.tolist())  # `line` does not show these
+        if not text or special or "\n" in text or len(ids) == len(action_ids):
             return ParsedAction(text=text.partition("\n")[0].strip(), span=(0, 0), parsed=False)
         return ParsedAction(text=text, span=(0, len(ids)), parsed=True)
 

@@ -15,7 +15,9 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Means over episodes or turns of all ranks. Episodes lost to their environment count only as such.
 
-    `rollout/groups_with_signal` is the share of task groups in which any advantage is not zero.
+    `rollout/groups_with_signal` is the share of task groups in which any advantage is not zero,
+    `rollout/nonfinite_logprobs` the number of tokens whose sampler log-probability is NaN or infinite: they are not
+    trained on.
     """
     kept = [(t, a) for t, a in zip(trajectories, advantages, strict=True) if a is not None]
     turns = [turn for trajectory, _ in kept for turn in trajectory.turns]
@@ -28,6 +30,7 @@ def rollout_metrics(
         "reward": sum(trajectory.total_reward for trajectory, _ in kept),
         "invalid": sum(not turn.action_valid for turn in turns),
         "action_tokens": sum(len(turn.action_ids) for turn in turns),
+        "nonfinite": sum(int(np.count_nonzero(~np.isfinite(turn.behavior_logprob))) for turn in turns),
         "groups": len(groups),
         "with_signal": len(with_signal),
         "abs_advantage": sum(float(np.abs(advantage).sum()) for _, advantage in kept),
@@ -42,6 +45,7 @@ def rollout_metrics(
         "rollout/turns": total["turns"] / episodes,
         "rollout/invalid_actions": total["invalid"] / steps,
         "rollout/action_tokens": total["action_tokens"],
+        "rollout/nonfinite_logprobs": total["nonfinite"],
         "rollout/groups_with_signal": total["with_signal"] / max(1.0, total["groups"]),
         "rollout/abs_advantage": total["abs_advantage"] / steps,
         **{f"ended/{end.value}": total[f"ended_{end.value}"] for end in _ENDS},

@@ -1,5 +1,7 @@
 """A run being worked on: everything the training loop holds, and what it does with the whole of it."""
 
+import io
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +12,11 @@ import numpy as np
 import torch
 
 from siri.config import GigpoConfig, RunConfig
+from siri.engine import random_state
 from siri.engine.checkpoint import Checkpoint, load_latest, save_checkpoint
 from siri.engine.distributed import World, all_reduce_sum
 from siri.engine.errors import UserError
-from siri.engine.files import write_json_atomic
+from siri.engine.files import user_error_on_write, write_json_atomic
 from siri.engine.metrics import RunLog
 from siri.engine.optim import BadStepGuard, ShardedAdamW, learning_rate
 from siri.engine.policy import Policy, load_policy
@@ -53,6 +56,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
 
     Raises UserError for what of the configuration does not fit this machine, these ranks or the run directory.
     """
+    began = time.perf_counter()
     check_run_dir(config)
     check_sizes(config, world)
     checkpoint = load_latest(config.run_dir, world)
@@ -61,7 +65,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
     with open_session(config, world, splits=splits, policy_source=policy_source) as session:
         reference = load_reference(config, world)
         optimizer = make_optimizer(config, session.policy, world)
-        state = restore(checkpoint, optimizer)
+        state = restore(checkpoint, optimizer, config, world)
         guard = BadStepGuard(
             max_in_a_row=config.optim.max_bad_steps, in_a_row=state.bad_steps_in_a_row, total=state.bad_steps
         )
@@ -70,6 +74,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
         ) as log:
             if world.is_main:
                 claim_run_dir(config)
+            state.seconds["startup"] = state.seconds.get("startup", 0.0) + time.perf_counter() - began
             yield Run(
                 config=config,
                 world=world,
@@ -127,10 +132,15 @@ def make_optimizer(config: RunConfig, policy: Policy, world: World) -> ShardedAd
     )
 
 
-def restore(checkpoint: Checkpoint | None, optimizer: ShardedAdamW) -> RunState:
-    """Where the run stands. The weights were loaded with the policy; no generator of the process is drawn from."""
+def restore(checkpoint: Checkpoint | None, optimizer: ShardedAdamW, config: RunConfig, world: World) -> RunState:
+    """Where the run stands. The weights were loaded with the policy.
+
+    Nothing of ours draws from the generators of the process; an environment or a model with a habit of it may.
+    """
+    random_state.seed_all(config.seed * world.size + world.rank)
     if checkpoint is None:
         return RunState()
+    checkpoint.restore_random_state(world)
     optimizer.load_state_dict(checkpoint.optimizer_state())
     return RunState(**checkpoint.state)
 
@@ -206,6 +216,11 @@ def update_policy(run: Run, step: int, minibatches: Sequence[Minibatch]) -> dict
         dump=partial(dump_batch, config.run_dir, run.world, step),
     )
     run.state.bad_steps_in_a_row, run.state.bad_steps = run.guard.in_a_row, run.guard.total
+    if "mismatch/mean" in changes:
+        seen = run.state.mismatch
+        seen["iterations"] = seen.get("iterations", 0.0) + 1
+        seen["mean"] = seen.get("mean", 0.0) + (changes["mismatch/mean"] - seen.get("mean", 0.0)) / seen["iterations"]
+        seen["max"] = max(seen.get("max", 0.0), changes["mismatch/max"])
     return changes
 
 
@@ -223,14 +238,20 @@ def account(run: Run, minibatches: Sequence[Minibatch], action_tokens: float) ->
 
 
 def dump_batch(run_dir: Path, world: World, step: int, minibatch: Minibatch) -> None:
-    """Keep the minibatch whose gradient was not finite, for whoever looks for the reason."""
+    """Keep the minibatch whose gradient was not finite, for whoever looks for the reason; the first 20 of a run."""
     folder = run_dir / "bad_steps"
-    folder.mkdir(exist_ok=True)
-    torch.save(minibatch.batches, folder / f"step-{step}-rank-{world.rank}.pt")
+    earlier = len(list(folder.glob(f"*-rank-{world.rank}.pt")))
+    if earlier < 20:
+        path = folder / f"{earlier}-iteration-{step}-rank-{world.rank}.pt"
+        content = io.BytesIO()  # straight to a file, torch reports a full disk as a RuntimeError
+        torch.save(minibatch.batches, content)
+        with user_error_on_write(path):
+            folder.mkdir(exist_ok=True)
+            path.write_bytes(content.getbuffer())
 
 
-def evaluate_now(run: Run, name: str) -> None:
-    """The plain-prompt evaluation of the present weights, kept in the run's state under `name`."""
+def evaluate_now(run: Run, name: str) -> float:
+    """The plain-prompt evaluation of the present weights, kept in the run's state under `name`; its success rate."""
     config = run.config
     with run.log.timed("eval"):
         hold_weights(run)
@@ -251,10 +272,11 @@ def evaluate_now(run: Run, name: str) -> None:
         run.session.sampler.sleep()
     run.state.evaluations[name] = result.as_dict()
     run.log.note(f"{name} evaluation: {result}")
+    return result.overall.rate
 
 
-def save(run: Run, *, score: float) -> None:
-    """A checkpoint; `score` decides which one is the best."""
+def save(run: Run, *, score: float | None) -> None:
+    """A checkpoint. `score`, the evaluation of these very weights if there was one, decides which is the best."""
     save_checkpoint(
         run.config.run_dir,
         run.state.step,

@@ -35,7 +35,9 @@ class RunState:
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `initial`, `step-N`, `final`."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock seconds by activity, over all sittings."""
+    """Wall-clock seconds by activity, over all sittings; `startup` is loading and starting the sampler."""
+    mismatch: dict[str, float] = field(default_factory=dict)
+    """|trainer - sampler| log-probability in nats: `mean` and `max` over the run, and over how many `iterations`."""
     tokens: dict[str, float] = field(default_factory=dict)
     """Tokens drawn (`rollout`) and passed through training (`train`), over all ranks and sittings."""
 
@@ -95,14 +97,16 @@ def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:
         "seed": config.seed,
         "iterations": state.step,
         "eval": {
-            "initial": state.evaluations.get("initial"),
-            "after_warmup": state.evaluations.get("after_warmup"),
-            "final": state.evaluations.get("final"),
+            "initial": None,
+            "after_warmup": None,
+            "final": None,
+            **state.evaluations,
         },
         "skills": {"mined": 0, "active": 0, "retired": 0},
         "tokens_per_second": {name: tokens[name] / seconds[name] for name in tokens if seconds.get(name)},
         "tokens": dict(tokens),
-        "wall_seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "wall_seconds": {name: round(value, 2) for name, value in [*seconds.items(), ("total", sum(seconds.values()))]},
+        "mismatch": dict(state.mismatch),
         "bad_steps": state.bad_steps,
         "ranks": world.size,
         "device": device_name(world),

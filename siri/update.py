@@ -26,9 +26,9 @@ class Anchored:
 
 
 def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    """The batch with every tensor on `device`."""
-    moved = {field.name: getattr(batch, field.name).to(device, non_blocking=True) for field in fields(batch)}
-    return replace(batch, **moved)
+    """The batch on `device`, save for the row bounds: attention wants them as numbers, and asking a GPU would wait."""
+    names = [field.name for field in fields(batch) if field.name != "cu_seqlens"]
+    return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
 
 
 def update(
@@ -113,10 +113,13 @@ def _loss(
 
 
 def _gap(item: Anchored, stats: dict[str, torch.Tensor]) -> torch.Tensor:
-    """|trainer - sampler| log-probability (nats) of the tokens that enter the policy loss."""
+    """f32[L]: |trainer - sampler| log-probability (nats) of the tokens that enter the policy loss, -1 for the others.
+
+    The others stay in for now: dropping them would wait for the device.
+    """
     trainer = stats["logprob"] if item.old_logprob_L is None else item.old_logprob_L
-    kept = item.batch.policy_weight_L > 0
-    return (trainer - item.batch.behavior_logprob_L)[kept].abs()
+    gap = (trainer - item.batch.behavior_logprob_L).abs()
+    return torch.where(item.batch.policy_weight_L > 0, gap, -1.0)
 
 
 class _Tally:
@@ -144,7 +147,7 @@ class _Tally:
         )
         ratio_max = all_reduce_max(world, np.array([float(self.ratio_max)]))[0]
         local = torch.cat(self.gaps).float().cpu().numpy() if self.gaps else np.zeros(0, np.float32)
-        gap = np.concatenate(all_gather_object(world, local))
+        gap = np.concatenate(all_gather_object(world, local[local != -1]))
         tokens = max(1.0, totals["num_tokens"])
         steps = max(1, len(self.grad_norms))
         return {

@@ -12,13 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from models import policy
 from refusals import RESUME, TRAIN, assert_refused, exit_code, tree
 
 from siri import session
-from siri.config import RunConfig
+from siri.config import PolicyConfig, RunConfig
 from siri.engine.distributed import World
 from siri.engine.errors import UserError
 from siri.run import check_sizes
+from siri.session import check_context
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -126,6 +128,14 @@ COMMAND_LINES = [
 @pytest.mark.parametrize(("command", "message"), COMMAND_LINES, ids=[command for command, _ in COMMAND_LINES])
 def test_command_line(command: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert_refused(command, message, capfd)
+
+
+def test_a_model_that_attends_to_less_than_an_episode() -> None:
+    short = policy()
+    short.model.config.sliding_window = 100
+    config = PolicyConfig(model="mistral", max_prompt_tokens=120, max_action_tokens=8)
+    with pytest.raises(UserError, match=r"128 tokens, but 'mistral' attends to the last 100 only.*_tokens to 92 or"):
+        check_context(config, short)
 
 
 def test_groups_that_do_not_divide_over_the_ranks() -> None:

@@ -62,6 +62,14 @@ def test_compact_prompts_grow_by_exactly_the_drawn_tokens_and_one_message(first,
         assert after.tolist() == expected
 
 
+def test_an_action_with_a_special_token_inside_is_not_an_action():
+    r = renderer("compact")
+    [marker] = tokenizer().encode(ACT, add_special_tokens=False)
+    ids = np.array([*r.literal("take mug"), marker, *r.literal("2"), r.after_action[0]], np.int32)
+    parsed = r.dialogue().parse(ids)
+    assert (parsed.parsed, parsed.span) == (False, (0, 0))
+
+
 @given(text=st.text(max_size=60))
 def test_literal_text_survives_the_tokenizer(text):
     r = renderer("compact")

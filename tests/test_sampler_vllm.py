@@ -187,6 +187,15 @@ def test_a_tensor_that_is_never_handed_over_is_caught(model, sampler, missing):
         sampler.load_weights(tensors, version=100)
 
 
+@pytest.mark.parametrize("part", ["q_proj", "v_proj"])
+def test_a_part_of_a_fused_tensor_that_is_never_handed_over_is_caught(model, sampler, part):
+    """The tensor it is a part of arrives: with the old values in that part."""
+    missing = f"model.layers.0.self_attn.{part}.weight"
+    tensors = [(name, tensor) for name, tensor in model.state_dict().items() if name != missing]
+    with pytest.raises(StaleWeightsError, match=f"without {missing}"):
+        sampler.load_weights(tensors, version=101)
+
+
 @pytest.mark.parametrize("repacked", [True, False])
 def test_the_packed_head_of_a_tied_model(model, sampler, monkeypatch, repacked):
     """A loader that skips a tied head, as many models' do: left to itself, vLLM's CPU build would go on computing
