@@ -37,15 +37,16 @@ def packed_attention(
     """
     if row_bounds is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    longest = max((b - a for a, b in itertools.pairwise(row_bounds)), default=0)
+    lengths = [stop - start for start, stop in itertools.pairwise(row_bounds)]
+    longest = max(lengths, default=0)
     window = kwargs.get("sliding_window")
     if window is not None and window < longest:
         raise NotImplementedError(f"a sliding window of {window} tokens inside a row of {longest} cannot be packed")
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _flash_varlen(query, key, value, row_bounds, longest, scaling), None
     rows = [query.new_zeros(1, 0, query.shape[1], query.shape[3])]
-    for start, stop in itertools.pairwise(row_bounds):
-        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+    # split, not slices: the gradient of a slice is a tensor of zeros as long as all rows together, one for each row.
+    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
         row = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
