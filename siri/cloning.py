@@ -100,12 +100,15 @@ def clone(
     compile_model: bool,
     report: Callable[[int, float, float], None],
 ) -> None:
-    """Train `model` in place for `steps` blocks: AdamW, linear warm-up over 3%, then cosine to a tenth of `lr`.
+    """Train `model` in place for `steps` blocks: linear warm-up over 3%, then cosine to a tenth of `lr`.
 
-    `report(step, loss, tokens_per_second)` is called every 50 steps. bfloat16 products, float32 parameters; compiled,
-    two CPU cores do 12,000 tokens/s on a 2 M parameter model, uncompiled about half.
+    Matrices of the layers by Muon at `lr`, embeddings and norms by AdamW at half of it: after 250 steps the loss is
+    0.50, with AdamW alone at its best rate (2e-3) 0.85. `report(step, loss, tokens_per_second)` is called every 50
+    steps. bfloat16 products, float32 parameters; compiled, two CPU cores do 9,400 tokens/s on a 2 M parameter model,
+    uncompiled 7,900.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizers = _optimizers(model, lr)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     forward = torch.compile(block_loss, dynamic=False) if compile_model else block_loss
     warm = max(1, steps * 3 // 100)
     losses: list[float] = []
@@ -113,18 +116,31 @@ def clone(
     for step in range(steps):
         progress = max(0.0, (step - warm) / max(1, steps - warm))
         scale = min(1.0, (step + 1) / warm) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * scale
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * scale
         block = next(stream)
         with torch.autocast("cpu", torch.bfloat16):
             loss = forward(model, block)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         tokens += int((block.document >= 0).sum())
         if (step + 1) % 50 == 0 or step + 1 == steps:
             now = time.perf_counter()
             report(step + 1, float(np.mean(losses)), tokens / (now - since))
             losses, tokens, since = [], 0, now
+
+
+def _optimizers(model: PreTrainedModel, lr: float) -> list[torch.optim.Optimizer]:
+    matrices: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
+    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    for parameter in model.parameters():
+        (matrices if parameter.ndim == 2 and id(parameter) not in embeddings else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]

@@ -114,7 +114,7 @@ class LossConfig(Section):
 class OptimConfig(Section):
     """AdamW and the shape of an update."""
 
-    lr: NonNegative = 1e-4
+    lr: NonNegative = 3e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after the warm-up, down to 0 at the last iteration unless constant."""
@@ -173,7 +173,7 @@ class RunConfig(Section):
     """auto: CUDA where there is a GPU."""
     algorithm: Literal["gigpo", "grpo"] = "gigpo"
     """gigpo: episode and step-group advantages. grpo: episode advantages only, the control."""
-    iterations: PositiveInt = 30
+    iterations: PositiveInt = 12
     """Rollout-and-update rounds."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run directory."""

@@ -27,6 +27,10 @@ HINTED = 0.4
 """Share of played episodes with a hint."""
 NOISE = 0.05
 """Share of random actions. At 0 a policy that slips once never gets back on its way."""
+DITHER = 0.5
+"""Share of turns on which the demonstrator looks around, or at what it holds, to no purpose. It is imitated in this
+too: what is cloned is an agent that can do every task and wastes half its turns. That this does not pay is left to
+reinforcement learning to find out, as is where things are."""
 OBSERVATION_WEIGHT = 0.2
 """Loss weight of observation tokens: what they repeat of the action trains copying too."""
 
@@ -55,7 +59,7 @@ def play(index: int, *, size: Size, max_turns: int) -> Play:
         kinds = sorted({name.partition(" ")[0] for name in brief(observation.text).split(", ")})
         first = rng.sample(kinds, min(len(kinds), rng.choice((1, 1, 2, 3))))
         hints = (skill_text(*_skill(game.task, first)),)
-    expert = SearchingExpert(game.task, seed=index, first=first, noise=NOISE)
+    expert = SearchingExpert(game.task, seed=index, first=first, noise=NOISE, dither=DITHER)
     observations = [observation]
     actions: list[str] = []
     imitate: list[bool] = []
@@ -118,7 +122,7 @@ def skill_example(played: Play, renderer: Renderer) -> Example:
 
 
 def copy_example(index: int, vocabulary: np.ndarray, renderer: Renderer) -> Example:
-    """3 to 40 random tokens of `vocabulary`, then the same again; only the second time is imitated."""
+    """3 to 39 random tokens of `vocabulary`, then the same again; only the second time is imitated."""
     rng = np.random.default_rng(index)
     words = rng.choice(vocabulary, int(rng.integers(3, 40)))
     prompt = [*renderer.before_first, *words, *renderer.before_action]

@@ -42,18 +42,18 @@ COPY_SHARE, SKILL_SHARE = 0.05, 0.05
 class WarmstartConfig:
     """Settings of a warm start. Those of the shipped policy are in `siri/policies/tiny/warmstart.json`."""
 
-    steps: int = 1600
+    steps: int = 2400
     seed: int = 0
     size: Size = "small"
-    max_turns: int = 24
+    max_turns: int = 32
     vocab_size: int = 1024
     hidden: int = 192
     layers: int = 4
     heads: int = 3
     intermediate: int = 512
-    lr: float = 2e-3
-    rows: int = 16
-    row_tokens: int = 256
+    lr: float = 4e-3
+    rows: int = 11
+    row_tokens: int = 384
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def check(config: WarmstartConfig) -> None:
         if isinstance(value, int) and value < least:
             raise UserError(f"--{name.replace('_', '-')}: {value} is too small; give {least} or more")
     if not 0 < config.lr < math.inf:
-        raise UserError(f"--lr: {config.lr} is not a learning rate; give a number above 0, such as 0.002")
+        raise UserError(f"--lr: {config.lr} is not a learning rate; give a number above 0, such as 0.004")
     if config.hidden % (2 * config.heads):
         raise UserError(
             f"--hidden: {config.hidden} does not divide into {config.heads} heads of even width; "
@@ -142,10 +142,10 @@ def make_tokenizer(config: WarmstartConfig) -> PreTrainedTokenizerFast:
 def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
     """An endless stream: drills first, then mostly play. A function of the seed alone."""
     rng = np.random.default_rng(config.seed)
-    vocabulary = np.array(
-        [i for i in range(len(renderer.tokenizer)) if len(renderer.decode([i]).strip()) > 1],
-        dtype=np.int32,
-    )
+    texts = [renderer.decode([i]) for i in range(len(renderer.tokenizer))]
+    words = [i for i, text in enumerate(texts) if len(text.strip()) > 1]
+    # The smallest vocabularies hold bytes only; special tokens have no text.
+    vocabulary = np.array(words or [i for i, text in enumerate(texts) if text], dtype=np.int32)
     drill_tokens = COPY_ONLY * config.steps * config.rows * config.row_tokens
     index, tokens = config.seed * 10**9, 0
     while True:

@@ -170,6 +170,12 @@ def test_a_tokenizer_without_a_usable_chat_template_is_refused():
         ("You open the safe 1. The safe 1 is open. In it, you see a egg 1.", "open: egg 1"),
         ("You pick up the mug 3 from the shelf 2.", "done"),
         ("You turn on the desklamp 1.", "done"),
+        ("You are facing the desk 1, and drawer 2. Next to it, you see nothing.", "facing the desk 1, and drawer 2"),
+        (
+            "You are in the middle of a room. Looking quickly around you, you see nothing.",
+            "in the middle of a room",
+        ),
+        ("You are carrying: a mug 1.", "You are carrying: a mug 1."),
         ("Nothing happens.", "nothing happens"),
         ("There's nothing special about mug 3.", "There's nothing special about mug 3."),
         (

@@ -13,6 +13,9 @@ _OPENED = re.compile(r"^You open the [^.]*\. ")
 _IN = re.compile(r"^The [^.]* is open\. In it, you see (.*)\.$")
 _ON = re.compile(r"^On the [^,]*, you see (.*)\.$")
 _CLOSED = re.compile(r"^The [^.]* is closed\.$")
+_FACING = re.compile(
+    r"^You are (facing|in the middle of) ([^.]*)\. (?:Next to it|Looking quickly around you), you see nothing\.$"
+)
 _ROOM = re.compile(r"you see (.*?)\.(?:\n\nYour task is to: .*)?$", re.DOTALL)
 _ARTICLE = re.compile(r"(^|, )(?:and )?an? ")
 
@@ -33,6 +36,8 @@ def brief(text: str) -> str:
         return "open: " + _items(match[1])
     if _CLOSED.match(here):
         return "closed"
+    if match := _FACING.match(text):
+        return f"{match[1]} {match[2]}"
     return _one_line(text)
 
 

@@ -42,11 +42,19 @@ class SearchingExpert:
     """Plays one episode: `act` takes the observation and gives the next action.
 
     Equal observations, task, seed and settings give equal actions, in every process. With probability `noise` the
-    action is a random admissible one; the expert then goes on from wherever that led.
+    action is a random admissible one; the expert then goes on from wherever that led. With probability `dither` it is
+    one that shows what is known already: `inventory` with something in hand, else `look`.
     """
 
     def __init__(
-        self, task: str, *, seed: int | str, order: Order = "uniform", first: Sequence[str] = (), noise: float = 0.0
+        self,
+        task: str,
+        *,
+        seed: int | str,
+        order: Order = "uniform",
+        first: Sequence[str] = (),
+        noise: float = 0.0,
+        dither: float = 0.0,
     ) -> None:
         """`first` names receptacle kinds (lower case) to look into before the others, in this order: a hint followed.
 
@@ -57,6 +65,7 @@ class SearchingExpert:
         self._order_kind = order
         self._first = tuple(first)
         self._noise = noise
+        self._dither = dither
         self._action = ""
         self.noisy = False
         """The last action was drawn at random, not decided on: not one to imitate."""
@@ -88,6 +97,8 @@ class SearchingExpert:
         self.noisy = bool(admissible) and self._rng.random() < self._noise
         if self.noisy:
             self._action = admissible[int(self._rng.random() * len(admissible))]
+        elif self._dither and self._rng.random() < self._dither:
+            self._action = "inventory" if self._held else "look"
         else:
             self._action = next(wish for wish in self._wishes(admissible) if wish not in self._failed)
         return self._action
