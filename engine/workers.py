@@ -178,7 +178,7 @@ class _Worker:
         self.end()
         self._life += 1
         return WorkerError(
-            f"worker process {self.process.pid} ended ({type(error).__name__}: {error or 'connection closed'})"
+            f"worker process {self.process.pid} ended ({type(error).__name__}: {str(error) or 'connection closed'})"
         )
 
     def end(self) -> None:

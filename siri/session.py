@@ -17,7 +17,7 @@ from siri.engine.sampling import Sampler
 from siri.engine.workers import EnvironmentWorkers
 from siri.envs.household.brief import brief
 from siri.envs.household.engine import HouseholdEnv
-from siri.envs.household.source import OfficialGames, Play, ProceduralGames
+from siri.envs.household.source import Engine, OfficialGames, ProceduralGames
 from siri.envs.household.textworld_oracle import TextWorldEnv, check_textworld
 from siri.prompts import Renderer
 from siri.shipped import resolve
@@ -36,7 +36,7 @@ class Session:
 
 
 @contextmanager
-def open_engine(config: RunConfig, world: World) -> Iterator[Play]:
+def open_engine(config: RunConfig, world: World) -> Iterator[Engine]:
     """What plays the games: our engine, or TextWorld in worker processes, which end with the block.
 
     Raises UserError where TextWorld is asked for and not installed.
@@ -51,11 +51,11 @@ def open_engine(config: RunConfig, world: World) -> Iterator[Play]:
         yield workers.make
 
 
-def make_source(config: EnvironmentConfig, play: Play) -> Games:
-    """The tasks, played by `play`. Raises UserError where official games are asked for and not found."""
+def make_source(config: EnvironmentConfig, engine: Engine) -> Games:
+    """The tasks, played by `engine`. Raises UserError where official games are asked for and not found."""
     if config.games == "procedural":
         return ProceduralGames(
-            size=config.size, num_train=config.num_train, num_valid=config.num_valid, seed=0, play=play
+            size=config.size, num_train=config.num_train, num_valid=config.num_valid, seed=0, engine=engine
         )
     path = config.path or os.environ.get("ALFWORLD_DATA")
     if path is None:
@@ -63,7 +63,7 @@ def make_source(config: EnvironmentConfig, play: Play) -> Games:
             "environment.path: official games need a folder, and neither this nor $ALFWORLD_DATA is set; "
             "run `alfworld-download` and set ALFWORLD_DATA, or set environment.games: procedural"
         )
-    return OfficialGames(path, play=play)
+    return OfficialGames(path, engine=engine)
 
 
 def check_splits(source: Games, splits: Mapping[str, str]) -> None:
@@ -105,8 +105,8 @@ def open_session(
     Raises UserError for whatever of the configuration cannot be had on this machine: games first, then the policy, and
     the sampler, which takes longest to start, last.
     """
-    with open_engine(config, world) as play:
-        source = make_source(config.environment, play)
+    with open_engine(config, world) as engine:
+        source = make_source(config.environment, engine)
         check_splits(source, splits)
         policy = load_policy(
             policy_source or resolve(config.policy.model),

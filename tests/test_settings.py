@@ -9,8 +9,8 @@ from siri.engine.config import load_config
 
 NAMES = """
 name runs_dir seed device algorithm iterations tensorboard
-environment.name environment.games environment.path environment.size environment.num_train environment.num_valid
-environment.max_turns
+environment.name environment.engine environment.games environment.path environment.size environment.num_train
+environment.num_valid environment.max_turns
 policy.model policy.dtype policy.prompt_style policy.history_length policy.max_prompt_tokens policy.max_action_tokens
 rollout.sampler rollout.num_tasks rollout.group_size rollout.temperature rollout.max_concurrent
 gigpo.gamma gigpo.omega gigpo.normalize gigpo.episode_stats gigpo.penalty gigpo.min_sigma gigpo.grouping

@@ -3,8 +3,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from worker_games import EchoGame, make_unless_cursed
 
@@ -90,6 +92,23 @@ def test_close_leaves_no_process(workers):
     workers.close()
     assert gone_within(5, pids)
     assert workers.pids() == []
+
+
+def test_close_ends_the_calls_that_wait_and_starts_nothing_more():
+    """Each worker hangs in one game, and three others wait for their turn to begin on it."""
+    before = psutil.Process().children()
+    workers = EnvironmentWorkers(EchoGame, num_workers=4)
+    games = [workers.make(str(index)) for index in range(16)]
+    for game in games[:4]:
+        game.reset()
+    with ThreadPoolExecutor(16) as threads:
+        answers = [threads.submit(game.step, "hang") for game in games[:4]]
+        time.sleep(0.3)
+        answers += [threads.submit(game.reset) for game in games[4:]]
+        time.sleep(0.3)
+        workers.close()
+    assert all(isinstance(answer.exception(), RuntimeError) for answer in answers)
+    assert psutil.Process().children() == before
 
 
 def test_a_finished_episode_is_forgotten_in_the_worker(workers):

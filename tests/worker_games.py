@@ -1,9 +1,12 @@
 """Environments for the worker tests; worker processes import this module."""
 
 import os
+import signal
 import time
+from typing import Literal
 
 from siri.engine.environment import Observation
+from siri.envs.household import Game, HouseholdEnv
 
 
 class EchoGame:
@@ -39,3 +42,25 @@ def make_unless_cursed(task_id: str) -> EchoGame:
     if task_id == "cursed":
         raise RuntimeError("no such game")
     return EchoGame(task_id)
+
+
+def household(game: Game, *, cursed: str = "", fate: Literal["raise", "kill"] = "raise") -> HouseholdEnv:
+    """Our own engine; the game with the id `cursed` meets its fate."""
+    return CursedHousehold(game, fate) if game.id == cursed else HouseholdEnv(game)
+
+
+class CursedHousehold(HouseholdEnv):
+    """Its second step raises, or kills the process that plays it."""
+
+    def __init__(self, game: Game, fate: Literal["raise", "kill"]) -> None:
+        super().__init__(game)
+        self._fate = fate
+        self._steps = 0
+
+    def step(self, action: str) -> Observation:
+        self._steps += 1
+        if self._steps == 2 and self._fate == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._steps == 2:
+            raise ValueError("the lamp broke")
+        return super().step(action)

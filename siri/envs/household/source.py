@@ -1,16 +1,20 @@
 """Households as task sources: procedural games without end, and the official games where they have been downloaded."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from siri.engine.environment import Environment
 from siri.engine.errors import UserError
 from siri.envs.household.engine import HouseholdEnv
 from siri.envs.household.generator import VERSION, Size, game_from_id
 from siri.envs.household.official import load_games
 from siri.envs.household.pddl import format_problem
 from siri.envs.household.problem import Game
+
+Engine = Callable[[Game], Environment]
+"""Makes an environment that plays a game."""
 
 _OFFICIAL_SPLITS = ("train", "valid_seen", "valid_unseen")
 
@@ -27,13 +31,14 @@ class ProceduralGames:
 
     name = "household-procedural"
 
-    def __init__(self, *, size: Size, num_train: int, num_valid: int, seed: int) -> None:
+    def __init__(self, *, size: Size, num_train: int, num_valid: int, seed: int, engine: Engine = HouseholdEnv) -> None:
         """Raises UserError for an unknown size or an empty split."""
         if size not in ("small", "full"):
             raise UserError(f"size: '{size}' is not a size of household games; use 'small' or 'full'")
         for field, number in (("num_train", num_train), ("num_valid", num_valid)):
             if number < 1:
                 raise UserError(f"{field}: {number} games; a split needs at least 1")
+        self._engine = engine
         self._tasks = {
             split: tuple(f"proc{VERSION}/{size}/{split}/{seed}/{index:06}" for index in range(number))
             for split, number in (("train", num_train), ("valid", num_valid))
@@ -49,8 +54,8 @@ class ProceduralGames:
         """The game of a task. Raises UserError for an id that the generator does not make."""
         return _cached_game(task_id)
 
-    def make(self, task_id: str) -> HouseholdEnv:
-        return HouseholdEnv(self.game(task_id))
+    def make(self, task_id: str) -> Environment:
+        return self._engine(self.game(task_id))
 
     def task_type(self, task_id: str) -> str:
         return self.game(task_id).task_type
@@ -61,11 +66,12 @@ class OfficialGames:
 
     name = "household-official"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, engine: Engine = HouseholdEnv) -> None:
         """`path` is an `ALFWORLD_DATA` folder, its `json_2.1.1`, or a folder of archives such as `train.jsonl.xz`.
 
         Raises UserError where none of the official splits is there.
         """
+        self._engine = engine
         self._sources = _find_splits(Path(path).expanduser())
         self._games: dict[str, dict[str, Game]] = {}
 
@@ -87,8 +93,8 @@ class OfficialGames:
                 return game
         raise UserError(f"task id '{task_id}': no such game in {', '.join(map(str, self._sources.values()))}")
 
-    def make(self, task_id: str) -> HouseholdEnv:
-        return HouseholdEnv(self.game(task_id))
+    def make(self, task_id: str) -> Environment:
+        return self._engine(self.game(task_id))
 
     def task_type(self, task_id: str) -> str:
         return self.game(task_id).task_type

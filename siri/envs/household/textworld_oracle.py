@@ -1,10 +1,13 @@
 """The reference implementation behind our interface: TextWorld's PDDL environment, through the `alfworld` package.
 
-An optional extra, some thousand times slower than `HouseholdEnv`; tests and benchmarks hold the two against each other.
+An optional extra, some thousand times slower than `HouseholdEnv`; tests and benchmarks hold the two against each other,
+and `environment.engine: textworld` trains on it.
 """
 
 import importlib
+import importlib.util
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +19,12 @@ from siri.envs.household.engine import board_of
 from siri.envs.household.official_format import DOMAIN, GRAMMAR, game_file
 from siri.envs.household.problem import Game
 from siri.envs.household.rules import State, survey
+
+_REMEDY = 'pip install "siri[alfworld]" (needs cmake and a C++ compiler)'
+
+# TextWorld's environments whose game nobody holds any more, to be used again: each has loaded a planner library of its
+# own, a copy of 33 MB in the temporary folder that is never given back, and unloading it ends the process with SIGSEGV.
+_spare: list[Any] = []
 
 
 class TextWorldEnv:
@@ -44,6 +53,7 @@ class TextWorldEnv:
         with _sys_argv_kept():
             if self._env is None:
                 self._env = open_textworld(game_file(self.game, domain=self._domain, grammar=self._grammar))
+                weakref.finalize(self, _spare.append, self._env).atexit = False
             return self._observe(self._env.reset(), reward=0.0)
 
     def step(self, action: str) -> Observation:
@@ -76,6 +86,16 @@ def _sys_argv_kept() -> Iterator[None]:
         sys.argv = argv
 
 
+def check_textworld(setting: str) -> None:
+    """Raises UserError, which names the setting that asks for TextWorld, where it is not installed. Imports nothing."""
+    absent = [name for name in ("alfworld", "textworld", "fast_downward") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UserError(
+            f"{setting}: 'textworld' needs Python packages that are not installed ({', '.join(absent)}): {_REMEDY}, "
+            f"or set {setting}: siri"
+        )
+
+
 def open_textworld(file: dict[str, Any]) -> Any:
     """A TextWorld environment, named by ALFWorld, that plays the content of a `game.tw-pddl` file.
 
@@ -87,11 +107,14 @@ def open_textworld(file: dict[str, Any]) -> Any:
         alfworld = importlib.import_module("alfworld.agents.environment.alfred_tw_env")
     except ImportError as error:
         raise UserError(
-            f"engine 'textworld' needs the packages alfworld and textworld ({error}):"
-            ' pip install "siri[alfworld]" (needs cmake and a C++ compiler), or play with HouseholdEnv'
+            f"engine 'textworld' needs the packages alfworld and textworld ({error}): {_REMEDY}, "
+            "or play with HouseholdEnv"
         ) from error
-    infos = textworld.EnvInfos(admissible_commands=True, won=True)
-    env = alfworld.AlfredDemangler(pddl.PddlEnv(infos), shuffle=False)
+    if _spare:
+        env = _spare.pop()
+    else:
+        infos = textworld.EnvInfos(admissible_commands=True, won=True)
+        env = alfworld.AlfredDemangler(pddl.PddlEnv(infos), shuffle=False)
     env.load(file)
     return env
 
