@@ -99,7 +99,7 @@ def test_devices(bare):
 )
 def test_threads(monkeypatch, environ, local_size, expected):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    monkeypatch.setattr(distributed, "_cores", lambda: 24)
+    monkeypatch.setattr(distributed, "num_cores", lambda: 24)
     assert distributed._num_threads(environ, local_size) == expected
 
 
@@ -147,5 +147,5 @@ def test_under_torchrun_the_cores_are_shared_out(tmp_path, bare):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    threads = max(1, distributed._cores() // 2)
+    threads = max(1, distributed.num_cores() // 2)
     assert f"SEEN {[(0, 2, threads), (1, 2, threads)]}" in done.stdout
