@@ -6,7 +6,6 @@ compared.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections import defaultdict
@@ -19,6 +18,7 @@ from siri.engine.checkpoint import checkpoint_folders, load_checkpoint, load_lat
 from siri.engine.config import load_config
 from siri.engine.distributed import World, all_gather_object, init_world, shutdown
 from siri.engine.errors import UserError
+from siri.engine.files import strict_json
 from siri.engine.rollout import Episode, Progress, collect
 from siri.engine.sampling import Sampler
 from siri.engine.trajectory import Ended, Trajectory
@@ -194,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         shutdown()
     if world.is_main:
-        print(json.dumps(result.as_dict(), indent=2) if args.json else result)
+        print(strict_json(result.as_dict(), indent=2) if args.json else result)
     return 0
 
 
