@@ -1,0 +1,367 @@
+"""The skill bank: utilities and verdicts against tables worked out by hand, retrieval, and what no order may change."""
+
+import json
+import math
+import subprocess
+import sys
+from fractions import Fraction
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siri.engine.errors import UserError
+from siri.skills import BankRules, Origin, SkillBank, Trial, bm25, words
+
+RULES = {"n_eval": 3, "max_eval": 5, "promote_above": 0.125, "retire_below": -0.125, "max_size": 50}
+
+
+def bank_of(*conditions: str, **rules: float) -> SkillBank:
+    """A bank of untested candidates s0001, s0002, ..., one for each condition."""
+    bank = SkillBank(BankRules(**{**RULES, **rules}))
+    for number, condition in enumerate(conditions, 1):
+        bank.add(condition, f"strategy {number}", origin())
+    return bank
+
+
+def origin(iteration: int = 0) -> Origin:
+    return Origin(
+        task_id="game-7", task_type="pick", iteration=iteration, policy_version=3, played=iteration, group=2, member=1
+    )
+
+
+def trial(iteration: int, group: int, delta: float, *skills: str, plain: float = 0.5) -> Trial:
+    """`delta` and `plain` are binary fractions, so that the difference of the halves is `delta` exactly."""
+    return Trial(
+        iteration=iteration,
+        group=group,
+        task_id=f"task-{iteration}-{group}",
+        skills=skills,
+        skill_mean=plain + delta,
+        plain_mean=plain,
+    )
+
+
+def evaluate(bank: SkillBank, *deltas: float, id: str = "s0001", start: int = 1) -> list[str]:
+    """One evaluation an iteration; the status after each."""
+    statuses = []
+    for iteration, delta in enumerate(deltas, start):
+        bank.record([trial(iteration, 0, delta, id)], iteration=iteration)
+        statuses.append(bank[id].status)
+    return statuses
+
+
+def test_mean_and_variance_by_hand() -> None:
+    bank = bank_of("mug", n_eval=9, max_eval=9)
+    table = [(0.5, 1, 0.5, None), (-0.25, 2, 0.125, 9 / 32), (0.75, 3, 1 / 3, 13 / 48), (0.0, 4, 0.25, 5 / 24)]
+    for iteration, (delta, count, mean, variance) in enumerate(table):
+        bank.record([trial(iteration, 5, delta, "s0001")], iteration=iteration)
+        skill = bank["s0001"]
+        assert (skill.count, skill.mean) == (count, pytest.approx(mean, rel=1e-15))
+        assert skill.variance == (None if variance is None else pytest.approx(variance, rel=1e-14))
+    last = skill.evaluations[-1]
+    assert (last.iteration, last.group, last.task_id) == (3, 5, "task-3-5")
+    assert (last.delta, last.skill_mean, last.plain_mean) == (0.0, 0.5, 0.5)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=40))
+def test_mean_and_variance_equal_exact_arithmetic(deltas: list[float]) -> None:
+    bank = bank_of("mug", n_eval=99, max_eval=99)
+    bank.record([trial(0, g, delta, "s0001", plain=0.0) for g, delta in enumerate(deltas)], iteration=0)
+    exact = [Fraction(delta) for delta in deltas]
+    mean = sum(exact) / len(exact)
+    variance = sum((value - mean) ** 2 for value in exact) / (len(exact) - 1)
+    assert bank["s0001"].mean == pytest.approx(float(mean), rel=1e-12, abs=1e-12)
+    assert bank["s0001"].variance == pytest.approx(float(variance), rel=1e-10, abs=1e-10)
+
+
+C, A, R = "candidate", "active", "retired"
+
+
+@pytest.mark.parametrize(
+    ("deltas", "statuses"),
+    [
+        ([1, 1, 1], [C, C, A]),
+        ([-1, -1, -1], [C, C, R]),
+        ([0, 0, 0, 0, 0], [C, C, C, C, R]),
+        ([0.125] * 5, [C, C, C, C, R]),  # exactly promote_above is not above it
+        ([-0.125] * 5, [C, C, C, C, R]),  # exactly retire_below is not below it
+        ([0, 0, 0.375, 0.375], [C, C, C, A]),  # means 0.125, then 0.1875
+        ([0, 0, 0, 0, 1], [C, C, C, C, A]),  # the last chance
+        ([-1, 1, -1], [C, C, R]),  # mean -1/3
+        ([1, 1, 1, -3, -3], [C, C, A, A, R]),  # means 1, 0, -0.6: what stopped helping goes too
+        ([1, 1, 1, -1, -1, -1, 0, 0], [C, C, A, A, A, A, A, A]),  # mean 0, beyond max_eval: promoted once is enough
+        ([-1, -1, -1, 3, 3], [C, C, R, R, R]),  # mean 0.6 afterwards: no way back
+    ],
+)
+def test_life_cycle_by_hand(deltas: list[float], statuses: list[str]) -> None:
+    assert evaluate(bank_of("mug"), *deltas) == statuses
+
+
+def test_one_pass_of_the_life_cycle_follows_all_groups_of_an_iteration() -> None:
+    """After its third evaluation the skill would have been retired, after its sixth its mean is 0.25."""
+    bank = bank_of("mug", "pan")
+    deltas = [-1, -1, -1, 2, 2, 0.5]
+    changed = bank.record([trial(1, g, d, "s0001") for g, d in enumerate(deltas)], iteration=1)
+    assert [(skill.id, skill.status) for skill in changed] == [("s0001", A)]
+
+
+def test_a_group_counts_for_every_skill_it_was_shown() -> None:
+    bank = bank_of("mug", "pan", "cup")
+    bank.record([trial(1, 0, 0.5, "s0001", "s0003"), trial(1, 1, -1, "s0003")], iteration=1)
+    assert [(skill.count, skill.mean) for skill in bank.skills] == [(1, 0.5), (0, 0.0), (2, -0.25)]
+
+
+def test_changes_say_when_and_why() -> None:
+    bank = bank_of("mug", "pan", "cup")
+    evaluate(bank, 1, 1, 1, -3, -3, start=4)
+    evaluate(bank, 0, 0, 0, 0, 0, id="s0002", start=9)
+    assert [(c.iteration, c.status, c.reason) for c in bank["s0001"].changes] == [
+        (0, C, "mined"),
+        (6, A, "mean utility 1 > 0.125 after 3 evaluations"),
+        (8, R, "mean utility -0.6 < -0.125 after 5 evaluations"),
+    ]
+    assert bank["s0002"].changes[-1].reason == "not promoted in 5 evaluations, mean utility 0"
+    assert bank.counts() == {C: 1, A: 0, R: 2}
+
+
+def test_a_full_bank_retires_the_lowest_mean_and_of_equal_ones_the_oldest() -> None:
+    bank = bank_of("mug", "pan", max_size=2)
+    evaluate(bank, 0.5, id="s0002")
+    assert bank.add("cup", "look", origin(2)).status == C
+    assert [skill.id for skill in bank.live] == ["s0002", "s0003"]  # untested, s0001 counted as 0, as did s0003
+    assert bank["s0001"].changes[-1].reason == "lowest mean utility, 0, of more than 2 skills"
+    assert bank["s0001"].changes[-1].iteration == 2
+    evaluate(bank, -0.5, id="s0003", start=3)
+    bank.add("pot", "look", origin(4))
+    assert [skill.id for skill in bank.live] == ["s0002", "s0004"]
+    evaluate(bank, 0.25, id="s0004", start=5)
+    assert bank.add("jar", "look", origin(6)).status == R  # everything else has shown that it helps
+    assert len(bank.skills) == 5
+
+
+def test_version_rises_with_every_change_and_with_nothing_else() -> None:
+    bank = bank_of()
+    versions = [bank.version]
+    bank.add("mug", "look", origin())
+    versions.append(bank.version)
+    bank.record([], iteration=1)
+    bank.retrieve("mug", k=1, explore=1.0, seed=0)
+    versions.append(bank.version)
+    bank.record([trial(2, 0, 0.0, "s0001")], iteration=2)
+    versions.append(bank.version)
+    assert versions == [0, 1, 1, 2]
+
+
+def test_what_is_told_wrongly_is_a_bug() -> None:
+    bank = bank_of("mug")
+    bank.record([trial(1, 0, 0.5, "s0001")], iteration=1)
+    for bad in (trial(1, 0, 0.5, "s0001"), trial(2, 0, 0.5, "s0001"), trial(1, 1, math.nan, "s0001")):
+        with pytest.raises(AssertionError):
+            bank.record([bad], iteration=1)
+    with pytest.raises(KeyError):
+        bank.record([trial(2, 0, 0.5, "s0002")], iteration=2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_eval": 0}, "skills.n_eval: 0 must be 1 or more"),
+        ({"max_size": 0}, "skills.max_size: 0 must be 1 or more"),
+        ({"promote_above": math.nan}, "skills.promote_above: nan must be a finite number"),
+        ({"retire_below": -math.inf}, "skills.retire_below: -inf must be a finite number"),
+        ({"max_eval": 2}, "skills.n_eval: 3 is above skills.max_eval: 2"),
+        ({"retire_below": 0.5}, "skills.retire_below: 0.5 is above skills.promote_above: 0.125"),
+    ],
+)
+def test_impossible_rules(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        BankRules(**{**RULES, **wrong})
+
+
+@pytest.mark.parametrize("state", [{}, {"version": 1}, {"version": 1, "skills": [{"id": "s0001"}]}, {"skills": 3}])
+def test_what_is_no_bank_is_refused(state: dict) -> None:
+    with pytest.raises(UserError, match="not a skill bank"):
+        SkillBank.from_dict(state, BankRules(**RULES))
+
+
+# ---------------------------------------------------------------- any history
+
+# Deltas are eighths and the thresholds hundredths: within 24 evaluations no mean meets a threshold, so that rounding
+# cannot decide.
+HISTORY_RULES = {"n_eval": 2, "max_eval": 4, "promote_above": 0.13, "retire_below": -0.17, "max_size": 3}
+DELTAS = st.integers(-8, 8).map(lambda eighths: eighths / 8)
+GROUPS = st.lists(st.tuples(st.sets(st.integers(0, 7), max_size=3), DELTAS), max_size=5)
+HISTORIES = st.lists(st.one_of(st.sampled_from(["mug", "pan", "tv"]), GROUPS), max_size=14)
+"""Each step adds a skill, or records an iteration: a list of (numbers of the skills shown, delta)."""
+
+
+def step(bank: SkillBank, iteration: int, happened: str | list[tuple[set[int], float]], rng: Random | None) -> None:
+    if isinstance(happened, str):
+        bank.add(happened, "look", origin(iteration))
+        return
+    ids = [skill.id for skill in bank.skills]
+    trials = [
+        trial(iteration, group, delta, *(ids[n] for n in sorted(numbers) if n < len(ids)))
+        for group, (numbers, delta) in enumerate(happened)
+    ]
+    if rng:
+        rng.shuffle(trials)
+    bank.record(trials, iteration=iteration)
+
+
+def check(bank: SkillBank) -> None:
+    """What holds of a bank at any time, worked out from the histories alone."""
+    rules = bank.rules
+    assert [skill.id for skill in bank.skills] == [f"s{n:04d}" for n in range(1, len(bank.skills) + 1)]
+    assert len(bank.live) <= rules.max_size
+    for skill in bank.skills:
+        course = [change.status for change in skill.changes]
+        assert course in ([C], [C, A], [C, R], [C, A, R])
+        mean = sum(past.delta for past in skill.evaluations) / max(1, skill.count)
+        assert skill.mean == pytest.approx(mean, abs=1e-12)
+        judged = skill.count >= rules.n_eval
+        if skill.status == C:
+            assert skill.count < rules.max_eval
+            assert not judged or rules.retire_below < mean < rules.promote_above
+        if skill.status == A:
+            assert judged
+            assert mean > rules.retire_below
+        when = [change.iteration for change in skill.changes]
+        assert when == sorted(when)
+
+
+@given(HISTORIES)
+def test_any_history_leaves_the_bank_consistent(history: list) -> None:
+    bank = bank_of(**HISTORY_RULES)
+    for iteration, happened in enumerate(history):
+        alive, version = {skill.id for skill in bank.live}, bank.version
+        step(bank, iteration, happened, None)
+        check(bank)
+        assert not ({skill.id for skill in bank.live} - alive) or isinstance(happened, str)
+        shown = isinstance(happened, str) or any(skill.count for skill in bank.skills)
+        assert version <= bank.version <= version + shown
+        found = bank.retrieve("put the mug or pan by the tv", k=2, explore=0.5, seed=iteration)
+        assert {skill.id for skill in found} <= {skill.id for skill in bank.live}
+        assert len(found) == len({skill.id for skill in found}) == min(2, len(bank.live))
+
+
+@given(HISTORIES, st.randoms(use_true_random=False))
+def test_neither_order_nor_a_stop_at_any_moment_changes_the_bank(history: list, rng: Random) -> None:
+    """Groups told of in another order (so, by other ranks), and JSON between any two steps."""
+    bank, other = bank_of(**HISTORY_RULES), bank_of(**HISTORY_RULES)
+    for iteration, happened in enumerate(history):
+        step(bank, iteration, happened, None)
+        step(other, iteration, happened, rng)
+        state = other.as_dict()
+        text = json.dumps(state, allow_nan=False)
+        assert json.loads(text) == state
+        other = SkillBank.from_dict(json.loads(text), other.rules)
+        assert other.skills == bank.skills
+        assert other.as_dict() == bank.as_dict() == state
+
+
+def test_a_bank_can_be_read_by_people() -> None:
+    bank = bank_of("you need mug")
+    evaluate(bank, 0.5, 0.0)
+    (shown,) = bank.as_dict()["skills"]
+    assert list(shown)[:7] == ["id", "condition", "strategy", "status", "count", "mean", "variance"]
+    assert (shown["status"], shown["count"], shown["mean"], shown["variance"]) == (C, 2, 0.25, 0.125)
+    assert shown["origin"]["task_id"] == "game-7"
+    assert [past["delta"] for past in shown["evaluations"]] == [0.5, 0.0]
+
+
+# ---------------------------------------------------------------- retrieval
+
+
+def lucene(query: str, texts: list[str]) -> list[float]:
+    """BM25 as Lucene defines it, k1 1.5 and b 0.75, word by word."""
+    documents = [words(text) for text in texts]
+    average = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        score = 0.0
+        for word in set(words(query)):
+            df, tf = sum(word in other for other in documents), document.count(word)
+            idf = math.log(1 + (len(documents) - df + 0.5) / (df + 0.5))
+            score += idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * len(document) / average)) if tf else 0.0
+        scores.append(score)
+    return scores
+
+
+TEXTS = st.lists(st.sampled_from(["mug", "pan", "cup", "tv", "hot", "clean", "need"]), max_size=5).map(" ".join)
+
+
+@given(TEXTS, st.lists(TEXTS.filter(bool), min_size=1, max_size=6))
+def test_bm25_is_lucenes_formula(query: str, texts: list[str]) -> None:
+    assert bm25(query, texts) == pytest.approx(lucene(query, texts), rel=1e-12)
+
+
+def found(bank: SkillBank, task: str, k: int = 9, **kwargs: float) -> list[str]:
+    return [skill.id for skill in bank.retrieve(task, k=k, **{"explore": 0.0, "seed": 0, **kwargs})]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
+def test_small_banks_rank_sanely(count: int) -> None:
+    """One skill, two skills, three that nearly all share the word: the right one is found, the wrong ones are not."""
+    bank = bank_of(*["you need mug", "you need pan", "you need mug"][:count], *["you need cup"] * (count - 3))
+    assert found(bank, "put a hot mug in fridge.") == ["s0001", "s0003"][: 1 + (count > 2)]
+    assert found(bank, "Put a hot MUG in fridge.", k=1) == ["s0001"]
+    assert found(bank, "find two pan and put them in cabinet.") == (["s0002"] if count > 1 else [])
+    assert found(bank, "look at cd under the desklamp.") == []
+    assert found(bank, "") == []
+    assert bank_of().retrieve("put a hot mug in fridge.", k=1, explore=1.0, seed=0) == ()
+
+
+def test_function_words_do_not_retrieve() -> None:
+    bank = bank_of("you need a mug", "you have to clean some pan in the sink")
+    assert found(bank, "put a pan in the fridge.") == ["s0002"]
+    assert found(bank, "put some mug in it.") == ["s0001"]
+
+
+def test_short_words_and_more_shared_words_count() -> None:
+    bank = bank_of("you need tv", "the task is to heat an egg", "the task is to heat a mug", "x")
+    assert found(bank, "heat some egg and put it in tv.")[:2] == ["s0002", "s0001"]
+    assert found(bank, "x") == ["s0004"]
+    assert found(bank, "heat some mug") == ["s0003", "s0002"]
+
+
+def test_equal_scores_go_by_utility_then_age() -> None:
+    bank = bank_of("mug", "mug", "mug", "mug")
+    bank.record([trial(1, 0, -0.5, "s0001"), trial(1, 1, 0.5, "s0003")], iteration=1)
+    assert found(bank, "put mug on desk") == ["s0003", "s0002", "s0004", "s0001"]
+
+
+def test_retired_skills_are_not_used() -> None:
+    bank = bank_of("mug", "mug")
+    evaluate(bank, -1, -1, -1)
+    assert found(bank, "mug") == ["s0002"]
+    assert found(bank, "mug", explore=1.0) == ["s0002"]
+
+
+def test_exploration_is_as_frequent_as_asked_and_even() -> None:
+    """Over 2000 seeds a share of 0.3 has a standard error of 1 point, a third of it 0.7."""
+    bank = bank_of("mug", "mug", "mug", "mug", "pan")
+    evaluate(bank, 1, 1, 1)
+    shown = [found(bank, "mug", k=1, explore=0.3, seed=seed)[0] for seed in range(2000)]
+    assert shown[:99] == [found(bank, "mug", k=1, explore=0.3, seed=seed)[0] for seed in range(99)]
+    assert shown.count("s0001") / 2000 == pytest.approx(0.7, abs=0.04)
+    for id in ("s0002", "s0003", "s0004"):
+        assert shown.count(id) / 2000 == pytest.approx(0.1, abs=0.03)
+
+
+def test_exploration_takes_the_last_place_and_only_what_is_untested() -> None:
+    bank = bank_of("mug", "mug", "mug", "mug")
+    evaluate(bank, 1, 1, 1)
+    evaluate(bank, 0, 0.125, 0.125, id="s0002", start=4)  # three evaluations, no verdict yet
+    shown = {tuple(found(bank, "mug", k=2, explore=1.0, seed=seed)) for seed in range(50)}
+    assert shown == {("s0001", "s0003"), ("s0001", "s0004")}
+    assert found(bank, "mug", k=2, explore=0.0) == ["s0001", "s0002"]
+    everything = {frozenset(found(bank, "mug", k=9, explore=1.0, seed=seed)) for seed in range(50)}
+    assert everything == {frozenset({"s0001", "s0002", "s0003", "s0004"})}
+
+
+def test_the_bank_needs_no_torch() -> None:
+    code = "import sys, siri.skills; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
