@@ -16,8 +16,10 @@ Packed with another row, `ids = [1, 2, 3]`, `loss_positions = [2]` (the longest 
 The label shift happens in `pack`, and only there: a token at position p is predicted by the hidden state at p - 1.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,33 +46,95 @@ def make_rows(trajectory: Trajectory, advantages: np.ndarray) -> list[TrainRow]:
     """
     turns = trajectory.turns
     assert len(advantages) == len(turns), f"{len(advantages)} advantages for {len(turns)} turns"
-    rows, start = [], 0
-    for end in range(1, len(turns) + 1):
-        if end == len(turns) or not _extends(turns[end], turns[end - 1]):
-            rows.append(_merge(turns[start:end], advantages[start:end]))
-            start = end
+    prompts = [turn.prompt_ids for turn in turns]
+    spans = [(0, len(turn.action_ids)) for turn in turns]
+    rows = []
+    for run in _runs(turns, prompts):
+        ids, positions = _sequence(turns[run], prompts[run], spans[run])
+        row = TrainRow(
+            ids=ids,
+            loss_positions=positions,
+            behavior_logprob=np.concatenate([turn.behavior_logprob for turn in turns[run]], dtype=np.float32),
+            advantage=_per_token(advantages[run], spans[run]),
+        )
+        rows.append(row)
     return [row for row in rows if len(row.loss_positions)]
 
 
-def _extends(turn: Turn, previous: Turn) -> bool:
-    # As bytes (all are i32): 1.4 us a turn of 1000 tokens, numpy.array_equal takes 10.
-    return turn.prompt_ids.tobytes().startswith(previous.prompt_ids.tobytes() + previous.action_ids.tobytes())
+def make_twin_rows(
+    trajectory: Trajectory, spans: Sequence[tuple[int, int]], weights: np.ndarray, *, with_teacher: bool
+) -> list[TrainRow]:
+    """Rows that distil a part of each action into its twin prompt: no sampler log-prob, no advantage.
+
+    Turns share a row as in `make_rows`, as long as the twin prompts grow (and, with a teacher, the prompts themselves).
+    Tokens of weight 0 count (`distill_tokens`), but are not trained, and nothing is kept that only they would need.
+
+    Args:
+        trajectory: every turn has a twin prompt, unless all spans are empty.
+        spans: half-open range of each turn's `action_ids` with m_t = 1; an empty one for a turn that is only context.
+        weights: [number of turns], >= 0, the w_t of each token of the span.
+        with_teacher: also give each row its `teacher`.
+
+    Returns:
+        Rows in turn order; one in which every span is empty is left out.
+    """
+    turns = trajectory.turns
+    assert len(spans) == len(weights) == len(turns), f"{len(spans)} spans, {len(weights)} weights, {len(turns)} turns"
+    if all(start == stop for start, stop in spans):
+        return []
+    prompts = [turn.prompt_ids for turn in turns]
+    twins = [turn.twin_prompt_ids for turn in turns if turn.twin_prompt_ids is not None]
+    assert len(twins) == len(turns), "a turn without a twin prompt"
+    trained = [span if weight > 0 else (0, 0) for span, weight in zip(spans, weights, strict=True)]
+    rows = []
+    for run in _runs(turns, twins, *([prompts] if with_teacher else [])):
+        ids, positions = _sequence(turns[run], twins[run], trained[run])
+        row = TrainRow(
+            ids=ids,
+            loss_positions=positions,
+            behavior_logprob=None,
+            advantage=np.zeros(len(positions), dtype=np.float32),
+            distill_weight=_per_token(weights[run], trained[run]),
+            distill_tokens=sum(stop - start for start, stop in spans[run]),
+        )
+        if with_teacher and len(positions):
+            ids, positions = _sequence(turns[run], prompts[run], trained[run])
+            teacher = replace(row, ids=ids, loss_positions=positions, distill_weight=None, distill_tokens=0)
+            row = replace(row, teacher=teacher)
+        rows.append(row)
+    return [row for row in rows if row.distill_tokens]
 
 
-def _merge(turns: Sequence[Turn], advantages: np.ndarray) -> TrainRow:
-    """One row of turns that extend each other: the last prompt holds everything before it."""
-    starts = [len(turn.prompt_ids) for turn in turns]
-    lengths = [len(turn.action_ids) for turn in turns]
-    assert min(starts) > 0, "an empty prompt: nothing predicts the first action token"
-    spans = [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-    advantage = np.repeat(np.asarray(advantages, dtype=np.float32), lengths)
-    return TrainRow(
-        ids=np.concatenate([turns[-1].prompt_ids, turns[-1].action_ids], dtype=np.int32),
-        loss_positions=np.concatenate(spans, dtype=np.int64),
-        behavior_logprob=np.concatenate([turn.behavior_logprob for turn in turns], dtype=np.float32),
-        advantage=advantage,
-        distill_weight=np.zeros_like(advantage),
+def _runs(turns: Sequence[Turn], *renderings: Sequence[np.ndarray]) -> list[slice]:
+    """Turns cut where a prompt does not start with the tokens of the turn before, in any of the given renderings."""
+    cuts = [
+        index
+        for index in range(1, len(turns))
+        if not all(
+            # As bytes (all are i32): 1.4 us a turn of 1000 tokens, numpy.array_equal takes 10.
+            prompts[index].tobytes().startswith(prompts[index - 1].tobytes() + turns[index - 1].action_ids.tobytes())
+            for prompts in renderings
+        )
+    ]
+    bounds = [0, *cuts, len(turns)] if turns else []
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def _sequence(
+    turns: Sequence[Turn], prompts: Sequence[np.ndarray], spans: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens of turns that extend each other, positions of the spans), up to the last token of a span."""
+    assert min(map(len, prompts)) > 0, "an empty prompt: nothing predicts the first action token"
+    positions = np.concatenate(
+        [len(prompt) + np.arange(*span) for prompt, span in zip(prompts, spans, strict=True)], dtype=np.int64
     )
+    ids = np.concatenate([prompts[-1], turns[-1].action_ids], dtype=np.int32)  # the last prompt holds all before it
+    return ids[: positions[-1] + 1 if len(positions) else 0], positions
+
+
+def _per_token(values: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """f32[tokens of the spans], from one value a turn."""
+    return np.repeat(np.asarray(values, dtype=np.float32), [stop - start for start, stop in spans])
 
 
 def rows_by_group(
@@ -88,16 +152,18 @@ def rows_by_group(
 def pack(rows: Sequence[TrainRow], max_tokens: int) -> list[PackedBatch]:
     """Rows laid end to end in batches of at most `max_tokens` tokens: none is split or repeated, nothing is padded.
 
-    First-fit decreasing: deterministic, and never more than 11/9 of the fewest batches possible, plus one.
+    First-fit decreasing: deterministic, and never more than 11/9 of the fewest batches possible, plus one. A row
+    without tokens is in no batch: it only counts.
 
     Raises:
         UserError: a row is longer than `max_tokens`; it would overrun the memory that the limit is there to bound.
     """
+    rows = [row for row in rows if row.num_tokens]
     return [_lay_out([rows[index] for index in batch]) for batch in _first_fit_decreasing(rows, max_tokens)]
 
 
 def _first_fit_decreasing(rows: Sequence[TrainRow], max_tokens: int) -> list[list[int]]:
-    lengths = np.array([row.num_tokens for row in rows], dtype=np.int64)
+    lengths = np.array([row.longest_pass for row in rows], dtype=np.int64)
     if len(lengths) and lengths.max() > max_tokens:
         raise UserError(
             f"max_batch_tokens: {max_tokens} is less than a training row of {lengths.max()} tokens, and rows are never "
@@ -125,6 +191,10 @@ def _lay_out(rows: Sequence[TrainRow]) -> PackedBatch:
     absolute = loss_position + np.repeat(starts, trained)
     behavior = _join([_behavior_logprob(row) for row in rows], np.float32)
     finite = np.isfinite(behavior)
+    distilled = np.repeat(np.array([row.distill_weight is not None for row in rows], dtype=np.bool_), trained)
+    weights = [row.distill_weight for row in rows if row.distill_weight is not None]
+    teachers = [row.teacher for row in rows if row.teacher is not None]
+    assert len(teachers) in (0, len(weights)), "re-rendered rows with and without a teacher"
     return PackedBatch(
         input_ids_T=torch.from_numpy(input_ids),
         position_T=torch.from_numpy(np.arange(len(input_ids)) - np.repeat(starts, lengths)),
@@ -134,7 +204,9 @@ def _lay_out(rows: Sequence[TrainRow]) -> PackedBatch:
         behavior_logprob_L=torch.from_numpy(np.where(finite, behavior, np.float32(np.nan))),
         advantage_L=torch.from_numpy(_join([row.advantage for row in rows], np.float32)),
         policy_weight_L=torch.from_numpy(finite.astype(np.float32)),
-        distill_weight_L=torch.from_numpy(_join([row.distill_weight for row in rows], np.float32)),
+        distill_index_D=torch.from_numpy(np.flatnonzero(distilled).astype(np.int64)),
+        distill_weight_D=torch.from_numpy(_join(weights, np.float32)),
+        teacher=_lay_out(teachers) if teachers else None,
     )
 
 
@@ -186,7 +258,8 @@ def plan_minibatches(
             dealt[minibatch].append(row)
 
     packed = [pack(share, max_tokens) for share in dealt]
-    tokens = reduce_sum(np.array([_token_counts(batches) for batches in packed], dtype=np.int64))
+    counts = [_token_counts(share, batches) for share, batches in zip(dealt, packed, strict=True)]
+    tokens = reduce_sum(np.array(counts, dtype=np.int64))
     depth = reduce_max(np.array([len(batches) for batches in packed], dtype=np.int64))
     return [
         Minibatch(
@@ -199,9 +272,6 @@ def plan_minibatches(
     ]
 
 
-def _token_counts(batches: Sequence[PackedBatch]) -> tuple[int, int]:
-    """(tokens with a policy weight, tokens with a distillation weight)."""
-    return (
-        sum(int((batch.policy_weight_L > 0).sum()) for batch in batches),
-        sum(int((batch.distill_weight_L > 0).sum()) for batch in batches),
-    )
+def _token_counts(rows: Sequence[TrainRow], batches: Sequence[PackedBatch]) -> tuple[int, int]:
+    """(tokens with a policy weight, tokens with m_t = 1) of rows and the batches they are packed in."""
+    return sum(int((batch.policy_weight_L > 0).sum()) for batch in batches), sum(row.distill_tokens for row in rows)

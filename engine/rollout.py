@@ -29,7 +29,7 @@ class Episode:
     group: int
     """Index of the task group in this iteration."""
     member: int
-    """Index inside the group; with `group` it decides the seeds, so no two episodes of a call share both."""
+    """Index inside the group; no two episodes of a call share it and `group`."""
     task_id: str
     task_type: str
     environment: Environment
@@ -39,6 +39,12 @@ class Episode:
     """Makes the dialogue, when the episode is admitted."""
     condition: tuple[str, ...] = ()
     """Ids of the skills the dialogue shows."""
+    seed_member: int | None = None
+    """With `group` it decides the seeds; None: `member`. Two episodes of a group that are to differ in their prompts
+    only, and in nothing that is drawn, are given the same."""
+    twin: Callable[[], Dialogue] | None = None
+    """Makes a second dialogue that is shown the same episode. Nothing is sampled from it: its prompts are recorded as
+    `Turn.twin_prompt_ids`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +92,8 @@ def collect(
     """Play every episode; the trajectories come in the order of `episodes`.
 
     `run_seed` and `step` enter every request's seed (`request_seed`). An episode whose next prompt is longer than
-    `max_prompt_tokens` ends there; the sampler's context must hold `max_prompt_tokens + max_action_tokens`. At most
+    `max_prompt_tokens` ends there, and so it does if its twin's is (which then could not be trained on); the sampler's
+    context must hold `max_prompt_tokens + max_action_tokens`. At most
     `max_concurrent` episodes are live; others follow as these end. `on_progress` is called when episodes have ended.
     Raises StaleWeightsError if the sampler does not hold `policy_version`. An exception of an environment is not
     raised: that episode ends as `Ended.ENV_ERROR`, and the first one of a call is logged with its traceback.
@@ -133,16 +140,18 @@ def collect(
 
 
 class _Game:
-    """A live episode: its dialogue, its turns so far, and the turn in the making."""
+    """A live episode: its dialogue and the twin's, its turns so far, and the turn in the making."""
 
     def __init__(self, episode: Episode, rules: _Rules) -> None:
         self.episode = episode
         self.rules = rules
         self.dialogue = episode.dialogue()
+        self.twin = None if episode.twin is None else episode.twin()
         self.task = ""
         self.turns: list[Turn] = []
         self.observation: Observation | None = None
         self.prompt_ids: np.ndarray = np.empty(0, np.int32)
+        self.twin_prompt_ids: np.ndarray | None = None
         self.drawn: tuple[Completion, ParsedAction] | None = None
         self.error = ""
 
@@ -155,11 +164,12 @@ class _Game:
         return self.episode.environment.step(action)
 
     def request(self, index: int) -> SampleRequest:
+        member = self.episode.member if self.episode.seed_member is None else self.episode.seed_member
         seed = request_seed(
             run_seed=self.rules.run_seed,
             step=self.rules.step,
             group=self.episode.group,
-            member=self.episode.member,
+            member=member,
             turn=len(self.turns),
         )
         return SampleRequest(
@@ -190,13 +200,19 @@ class _Game:
             return Ended.DONE
         if len(self.turns) >= self.rules.max_turns:
             return Ended.MAX_TURNS
+        self.prompt_ids = longest = self._next_prompt(self.dialogue, answer)
+        if self.twin is not None:
+            self.twin_prompt_ids = self._next_prompt(self.twin, answer)
+            longest = max(longest, self.twin_prompt_ids, key=len)
+        return Ended.PROMPT_TOO_LONG if len(longest) > self.rules.max_prompt_tokens else None
+
+    def _next_prompt(self, dialogue: Dialogue, answer: Observation) -> np.ndarray:
         if self.drawn is None:
-            self.dialogue.start(self.task, answer)
+            dialogue.start(self.task, answer)
         else:
             completion, parsed = self.drawn
-            self.dialogue.advance(completion.action_ids, parsed, answer)
-        self.prompt_ids = np.asarray(self.dialogue.prompt_ids(), dtype=np.int32)
-        return Ended.PROMPT_TOO_LONG if len(self.prompt_ids) > self.rules.max_prompt_tokens else None
+            dialogue.advance(completion.action_ids, parsed, answer)
+        return np.asarray(dialogue.prompt_ids(), dtype=np.int32)
 
     def _turn(self, completion: Completion, parsed: ParsedAction, answer: Observation) -> Turn:
         before = self.observation
@@ -212,6 +228,7 @@ class _Game:
             reward=answer.reward,
             action_valid=parsed.parsed and (before.admissible is None or parsed.text in before.admissible),
             policy_version=self.rules.policy_version,
+            twin_prompt_ids=self.twin_prompt_ids,
         )
 
     def trajectory(self, ended: Ended) -> Trajectory:

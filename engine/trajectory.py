@@ -4,10 +4,11 @@
     Trajectory   one episode: its turns, how it ended, whether it succeeded
     TurnTable    the turns of many trajectories as columns over N, ready for advantages
     TrainRow     one token sequence to train on, with the positions that carry loss
-    PackedBatch  rows packed into one token axis; vectors over L, the trained tokens only
+    PackedBatch  rows packed into one token axis; vectors over L, the trained tokens only, and over D
     Minibatch    packed batches of one optimiser step with their global token counts
 
-Suffixes: N turns, S sequences, T packed tokens, L trained tokens, P prompt, A action, H hidden, V vocabulary.
+Suffixes: N turns, S sequences, T packed tokens, L trained tokens, D those of L that are distilled, P prompt, A action,
+H hidden, V vocabulary.
 Tokens are the only truth: `prompt_ids` and `action_ids` are what the sampler saw and drew; text is not tokenised again.
 """
 
@@ -52,6 +53,8 @@ class Turn:
     """Parsed, and admissible where the environment lists admissible actions."""
     policy_version: int
     """Version of the weights that drew the tokens."""
+    twin_prompt_ids: np.ndarray | None = None
+    """i32[P'], what the episode's twin dialogue would have asked in this turn; None without a twin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +117,24 @@ class TrainRow:
     """f32[l]; None for a re-rendered row: its sampler log-probs belong to another prompt, so no ratio may be formed."""
     advantage: np.ndarray
     """f32[l]"""
-    distill_weight: np.ndarray
-    """f32[l], weight of the internalisation loss; 0 outside it."""
+    distill_weight: np.ndarray | None = None
+    """f32[l], the weight w_t of each trained token in the internalisation loss; None: the row is not re-rendered."""
+    distill_tokens: int = 0
+    """Sum of m_t over the turns that were re-rendered: what the row adds to the denominator of the internalisation
+    loss. More than `l` where tokens have m_t = 1 and w_t = 0: they need no forward pass, so they are not among the
+    trained ones, and a row that has no others holds no token at all."""
+    teacher: "TrainRow | None" = None
+    """A re-rendered row's trained tokens, all of them in their order, under the prompts they were drawn from. Never
+    trained itself: it gives the hidden states of the teacher. None for a divergence without one."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.ids)
+
+    @property
+    def longest_pass(self) -> int:
+        """Tokens of its longest forward pass, the teacher's included: what the size of a batch has to bound."""
+        return self.num_tokens if self.teacher is None else max(self.num_tokens, self.teacher.num_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +157,12 @@ class PackedBatch:
     """f32[L]"""
     policy_weight_L: torch.Tensor
     """f32[L], 1 where the token enters the policy loss, else 0 (re-rendered rows, non-finite sampler log-probs)."""
-    distill_weight_L: torch.Tensor
-    """f32[L]"""
+    distill_index_D: torch.Tensor
+    """i64[D], index into L of the tokens of re-rendered rows, ascending."""
+    distill_weight_D: torch.Tensor
+    """f32[D], their weight w_t in the internalisation loss."""
+    teacher: "PackedBatch | None" = None
+    """The D distilled tokens, in their order, under the prompts they were drawn from; None without a teacher."""
 
     @property
     def num_tokens(self) -> int:
@@ -163,4 +182,4 @@ class Minibatch:
     policy_tokens: int
     """Sum of `policy_weight_L > 0` over all micro-batches of all ranks: the denominator of the policy loss."""
     distill_tokens: int
-    """Tokens with `distill_weight_L > 0` over all ranks: the denominator of the internalisation loss."""
+    """Sum of m_t over the rows of all ranks (those of weight 0 too): the denominator of the internalisation loss."""

@@ -1,4 +1,10 @@
-"""One iteration's optimisation: from packed minibatches to changed weights, with the numbers that say how it went."""
+"""One iteration's optimisation: from packed minibatches to changed weights, with the numbers that say how it went.
+
+    L = L_policy + lambda L_int
+
+L_policy covers the tokens that carry a sampler log-prob, L_int (siri/internalize.py) those of re-rendered rows. Both
+come from one pass over a micro-batch, each with its own global denominator.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,9 +15,10 @@ import torch
 from siri.config import LossConfig, OptimConfig
 from siri.engine.distributed import World, all_gather_object, all_reduce_max, all_reduce_sum
 from siri.engine.optim import BadStepGuard, ShardedAdamW
-from siri.engine.policy import Policy
+from siri.engine.policy import Head, Policy
 from siri.engine.trajectory import Minibatch, PackedBatch
-from siri.kernels import linear_policy_loss
+from siri.kernels import linear_policy_loss, masked_distill_loss
+from siri.kernels.distill_loss import Divergence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +30,27 @@ class Anchored:
     """f32[L], the policy before the first update; None where there is one update only (then it is the current one)."""
     ref_logprob_L: torch.Tensor | None
     """f32[L], the frozen reference; None without a KL term."""
+    teacher_hidden_D: torch.Tensor | None
+    """[D, H], hidden states of the policy before the first update, under the prompts that the tokens of re-rendered
+    rows were drawn from; None where there are no such rows, or where the divergence (nll) does not ask for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What an iteration minimises."""
+
+    policy: LossConfig
+    temperature: float
+    distill_lambda: float
+    divergence: Divergence
+    teacher_head: Head | None
+    """The projection before the first update, where a later update needs it; None: it is the current one."""
 
 
 def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    """The batch on `device`, save for the row bounds: attention wants them as numbers, and asking a GPU would wait."""
-    names = [field.name for field in fields(batch) if field.name != "cu_seqlens"]
+    """The batch on `device`, save for its teacher, which goes there on its own, and the row bounds: attention wants
+    them as numbers, and asking a GPU would wait."""
+    names = [field.name for field in fields(batch) if field.name not in ("cu_seqlens", "teacher")]
     return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
 
 
@@ -40,6 +63,8 @@ def update(
     loss_config: LossConfig,
     optim_config: OptimConfig,
     temperature: float,
+    distill_lambda: float = 0.0,
+    divergence: Divergence = "nll",
     world: World,
     guard: BadStepGuard,
     dump: Callable[[Minibatch], None],
@@ -47,15 +72,27 @@ def update(
     """Run `epochs` passes over the minibatches, an optimiser step each; returns the metrics of the iteration.
 
     Old log-probs are those of the weights that enter; with a single step they are the current ones and cost no second
-    forward pass (ALGORITHM section 3). `dump` gets each minibatch whose gradient was not finite, so that the optimiser
-    skipped it. Losses and statistics stay on the device until the end of this function, where they are read at once.
+    forward pass (ALGORITHM section 3). `distill_lambda` weighs the internalisation loss of re-rendered rows; at 0 they
+    have none, and there are no metrics of it. A `divergence` other than nll is one from the weights that enter, under
+    the prompts that the tokens were drawn from: it needs rows with a teacher. `dump` gets each minibatch whose gradient
+    was not finite, so that the optimiser skipped it. Losses and statistics stay on the device until the end of this
+    function, where they are read at once.
     Raises TrainingDiverged when `guard` has seen too many such gradients in a row.
     """
     if not minibatches:  # every episode of the iteration was lost, on all ranks: there is nothing to learn from
         return {"train/skipped_steps": 0.0}
     several = len(minibatches) * optim_config.epochs > 1
+    objective = Objective(
+        policy=loss_config,
+        temperature=temperature,
+        distill_lambda=distill_lambda,
+        divergence=divergence,
+        teacher_head=None,
+    )
+    if several and divergence != "nll" and distill_lambda and any(m.distill_tokens for m in minibatches):
+        objective = replace(objective, teacher_head=_frozen(policy.head))
     anchored = [
-        [_anchor(policy, reference, batch, several=several, temperature=temperature) for batch in minibatch.batches]
+        [_anchor(policy, reference, batch, objective, several=several) for batch in minibatch.batches]
         for minibatch in minibatches
     ]
     tally = _Tally(policy.device)
@@ -63,35 +100,49 @@ def update(
     for epoch in range(optim_config.epochs):
         for minibatch, batches in zip(minibatches, anchored, strict=True):
             for item in batches:
-                loss, stats = _loss(policy, item, minibatch, loss_config, temperature)
-                loss.backward()
-                tally.add(loss, stats, gap=_gap(item, stats) if epoch == 0 else None)
+                hidden_L = policy.hidden_L(item.batch)
+                loss, stats = _policy_loss(policy.head, hidden_L, item, minibatch, objective)
+                distill_loss = _distill_loss(policy.head, hidden_L, item, minibatch, objective)
+                (loss if distill_loss is None else loss + distill_lambda * distill_loss).backward()
+                tally.add(loss, stats, gap=_gap(item, stats) if epoch == 0 else None, distill_loss=distill_loss)
             result = optimizer.step()
             tally.grad_norms.append(result.grad_norm)
             if result.skipped:
                 bad_steps += 1
                 dump(minibatch)
             guard.observe(result)
-    return {**tally.metrics(world), "train/lr": result.learning_rate, "train/skipped_steps": float(bad_steps)}
+    metrics = {**tally.metrics(world), "train/lr": result.learning_rate, "train/skipped_steps": float(bad_steps)}
+    return {**metrics, **_distill_metrics(minibatches, tally, world, objective)} if distill_lambda else metrics
+
+
+def _frozen(head: Head) -> Head:
+    bias = None if head.bias is None else head.bias.detach().clone()
+    return replace(head, weight=head.weight.detach().clone(), bias=bias)
 
 
 def _anchor(
-    policy: Policy, reference: Policy | None, batch: PackedBatch, *, several: bool, temperature: float
+    policy: Policy, reference: Policy | None, batch: PackedBatch, objective: Objective, *, several: bool
 ) -> Anchored:
-    batch = to_device(batch, policy.device)
+    teacher_hidden_D = None
+    if _distills(batch, objective) and objective.divergence != "nll":
+        assert batch.teacher is not None, "re-rendered rows without a teacher"
+        with torch.no_grad():
+            teacher_hidden_D = policy.hidden_L(to_device(batch.teacher, policy.device))
+    batch, temperature = to_device(batch, policy.device), objective.temperature
     return Anchored(
         batch=batch,
         old_logprob_L=policy.logprob_L(batch, temperature=temperature) if several else None,
         ref_logprob_L=None if reference is None else reference.logprob_L(batch, temperature=temperature),
+        teacher_hidden_D=teacher_hidden_D,
     )
 
 
-def _loss(
-    policy: Policy, item: Anchored, minibatch: Minibatch, config: LossConfig, temperature: float
+def _policy_loss(
+    head: Head, hidden_L: torch.Tensor, item: Anchored, minibatch: Minibatch, objective: Objective
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    head, batch = policy.head, item.batch
+    batch, config = item.batch, objective.policy
     return linear_policy_loss(
-        policy.hidden_L(batch),
+        hidden_L,
         head.weight,
         batch.target_L,
         batch.advantage_L,
@@ -108,8 +159,50 @@ def _loss(
         denominator=max(1, minibatch.policy_tokens),
         bias=head.bias,
         softcap=head.softcap,
-        temperature=temperature,
+        temperature=objective.temperature,
     )
+
+
+def _distills(batch: PackedBatch, objective: Objective) -> bool:
+    return objective.distill_lambda > 0 and len(batch.distill_index_D) > 0
+
+
+def _distill_loss(
+    head: Head, hidden_L: torch.Tensor, item: Anchored, minibatch: Minibatch, objective: Objective
+) -> torch.Tensor | None:
+    """This micro-batch's part of L_int; None where it has none."""
+    batch, teacher = item.batch, objective.teacher_head
+    if not _distills(batch, objective):
+        return None
+    return masked_distill_loss(
+        hidden_L.index_select(0, batch.distill_index_D),
+        head.weight,
+        batch.target_L.index_select(0, batch.distill_index_D),
+        batch.distill_weight_D,
+        divergence=objective.divergence,
+        teacher_hidden=item.teacher_hidden_D,
+        teacher_weight=None if teacher is None else teacher.weight,
+        teacher_bias=None if teacher is None else teacher.bias,
+        denominator=max(1, minibatch.distill_tokens),
+        bias=head.bias,
+        softcap=head.softcap,
+        temperature=objective.temperature,
+    )
+
+
+def _distill_metrics(
+    minibatches: Sequence[Minibatch], tally: "_Tally", world: World, objective: Objective
+) -> dict[str, float]:
+    """L_int, the mean over optimiser steps; the sum of m_t, and the mean of w_t over m_t, of one pass over the rows."""
+    weight = sum(float(batch.distill_weight_D.sum()) for minibatch in minibatches for batch in minibatch.batches)
+    loss, weight = all_reduce_sum(world, np.array([float(tally.distill_loss), weight])).tolist()
+    tokens = sum(minibatch.distill_tokens for minibatch in minibatches)
+    return {
+        "distill/loss": loss / max(1, len(tally.grad_norms)),
+        "distill/tokens": float(tokens),
+        "distill/weight_mean": weight / max(1, tokens),
+        "distill/lambda": objective.distill_lambda,
+    }
 
 
 def _gap(item: Anchored, stats: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -128,16 +221,26 @@ class _Tally:
     def __init__(self, device: torch.device) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.ratio_max = torch.zeros((), device=device)
+        self.distill_loss = torch.zeros((), device=device)
         self.gaps: list[torch.Tensor] = []
         self.grad_norms: list[float] = []
 
-    def add(self, loss: torch.Tensor, stats: dict[str, torch.Tensor], *, gap: torch.Tensor | None) -> None:
+    def add(
+        self,
+        loss: torch.Tensor,
+        stats: dict[str, torch.Tensor],
+        *,
+        gap: torch.Tensor | None,
+        distill_loss: torch.Tensor | None,
+    ) -> None:
         self.ratio_max = torch.maximum(self.ratio_max, stats["ratio_max"].float())
         for name in ("num_tokens", "clipped_low", "clipped_high", "dual_clipped", "approx_kl", "kl_ref", "entropy"):
             self.sums[name] = self.sums.get(name, 0) + stats[name]
         self.sums["loss"] = self.sums.get("loss", 0) + loss.detach()
         if gap is not None:
             self.gaps.append(gap)
+        if distill_loss is not None:
+            self.distill_loss = self.distill_loss + distill_loss.detach()
 
     def metrics(self, world: World) -> dict[str, float]:
         """What the sums come to over all ranks, read from the device at once."""

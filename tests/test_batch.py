@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,13 +25,15 @@ def row(ids: Sequence[int], positions: Sequence[int], advantage: float = 1.0, be
         loss_positions=np.array(positions, dtype=np.int64),
         behavior_logprob=np.full(trained, -0.5, dtype=np.float32) if behavior else None,
         advantage=np.full(trained, advantage, dtype=np.float32),
-        distill_weight=np.full(trained, 0.0 if behavior else 0.25, dtype=np.float32),
+        distill_weight=None if behavior else np.full(trained, 0.25, dtype=np.float32),
+        distill_tokens=0 if behavior else trained,
     )
 
 
 @st.composite
 def train_rows(draw: st.DrawFn) -> TrainRow:
-    ids = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20))
+    """Rows of any kind, those included that hold no token and only count."""
+    ids = draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=20))
     positions = draw(st.sets(st.integers(1, len(ids) - 1))) if len(ids) > 1 else set()
     numbers = st.floats(-5, 5, width=32)
     logprob = st.one_of(numbers, st.sampled_from([np.nan, -np.inf, np.inf]))
@@ -38,12 +41,14 @@ def train_rows(draw: st.DrawFn) -> TrainRow:
     def column(values: st.SearchStrategy[float]) -> np.ndarray:
         return np.array(draw(st.lists(values, min_size=len(positions), max_size=len(positions))), dtype=np.float32)
 
+    distilled = draw(st.booleans())
     return TrainRow(
         ids=np.array(ids, dtype=np.int32),
         loss_positions=np.array(sorted(positions), dtype=np.int64),
         behavior_logprob=column(logprob) if draw(st.booleans()) else None,
         advantage=column(numbers),
-        distill_weight=column(st.sampled_from([0.0, 0.5])),
+        distill_weight=column(st.sampled_from([0.25, 0.5])) if distilled else None,
+        distill_tokens=len(positions) + draw(st.integers(0, 3)) if distilled else 0,
     )
 
 
@@ -64,11 +69,12 @@ def trained_tokens_of_rows(rows: Sequence[TrainRow]) -> Counter:
     found: Counter = Counter()
     for one in rows:
         logprobs = [np.nan] * len(one.loss_positions) if one.behavior_logprob is None else one.behavior_logprob
-        columns = zip(one.loss_positions, one.advantage, logprobs, one.distill_weight, strict=True)
+        weights = [None] * len(one.loss_positions) if one.distill_weight is None else one.distill_weight.tolist()
+        columns = zip(one.loss_positions, one.advantage, logprobs, weights, strict=True)
         for position, advantage, logprob, weight in columns:
             logprob = float(logprob) if np.isfinite(logprob) else None
             context = tuple(one.ids[:position].tolist())
-            found[context, int(one.ids[position]), float(advantage), logprob, float(weight)] += 1
+            found[context, int(one.ids[position]), float(advantage), logprob, weight] += 1
     return found
 
 
@@ -77,20 +83,22 @@ def trained_tokens_of_batches(batches: Sequence[PackedBatch]) -> Counter:
     found: Counter = Counter()
     for batch in batches:
         starts = batch.cu_seqlens.tolist()
-        for index, target, advantage, logprob, policy, distill in zip(
+        distill = dict(zip(batch.distill_index_D.tolist(), batch.distill_weight_D.tolist(), strict=True))
+        columns = zip(
             batch.hidden_index_L.tolist(),
             batch.target_L.tolist(),
             batch.advantage_L.tolist(),
             batch.behavior_logprob_L.tolist(),
             batch.policy_weight_L.tolist(),
-            batch.distill_weight_L.tolist(),
             strict=True,
-        ):
+        )
+        for place, (index, target, advantage, logprob, policy) in enumerate(columns):
             start = max(s for s in starts[:-1] if s <= index)
             assert batch.position_T[start : index + 1].tolist() == list(range(index - start + 1))
             context = tuple(batch.input_ids_T[start : index + 1].tolist())
             assert policy == float(np.isfinite(logprob))
-            found[context, target, advantage, logprob if policy else None, distill] += 1
+            found[context, target, advantage, logprob if policy else None, distill.pop(place, None)] += 1
+        assert not distill
     return found
 
 
@@ -116,7 +124,7 @@ def test_worked_example() -> None:
 @settings(deadline=None)
 @given(rows=st.lists(train_rows(), max_size=12), spare=st.integers(0, 40))
 def test_packing_keeps_every_trained_token_once(rows: list[TrainRow], spare: int) -> None:
-    limit = max((len(one.ids) for one in rows), default=1) + spare
+    limit = max([1, *(len(one.ids) for one in rows)]) + spare
     batches = pack(rows, limit)
     assert all(0 < batch.num_tokens <= limit for batch in batches)
     assert sum(batch.num_tokens for batch in batches) == sum(len(one.ids) for one in rows)
@@ -177,6 +185,54 @@ def test_nonfinite_sampler_logprobs_leave_the_policy_loss() -> None:
     assert batch.behavior_logprob_L.isnan().tolist() == [True, False, True, True]
 
 
+def test_distilled_tokens_count_whatever_their_weight() -> None:
+    """m_t and w_t are counted apart: tokens of weight 0 are in the denominator, and a row of them alone in no batch."""
+    plain, mixed = row([1, 2, 3], [1, 2]), replace(row([4, 5, 6], [2], behavior=False), distill_tokens=3)
+    counts_only = replace(row([], [], behavior=False), distill_tokens=5)
+    [minibatch] = plan_minibatches({0: [counts_only, plain], 1: [mixed]}, num_minibatches=1, max_tokens=10, seed=(0,))
+    [batch] = minibatch.batches
+    assert (minibatch.policy_tokens, minibatch.distill_tokens) == (2, 8)
+    assert batch.input_ids_T.tolist() == [1, 2, 3, 4, 5, 6]
+    assert (batch.distill_index_D.tolist(), batch.distill_weight_D.tolist()) == ([2], [0.25])
+    assert batch.policy_weight_L.tolist() == [1.0, 1.0, 0.0]
+    assert plan_minibatches({0: [counts_only]}, num_minibatches=1, max_tokens=10, seed=(0,)) == []
+
+
+def test_teachers_are_packed_beside_their_rows_and_bound_the_batch() -> None:
+    """In the order of the rows' trained tokens, and never more tokens of either kind than the limit."""
+    rows = [
+        replace(row([9, token], [1], behavior=False), teacher=row([7] * length + [token], [length]))
+        for token, length in ((1, 6), (2, 3), (3, 4), (4, 1))
+    ]
+    rows[0] = replace(
+        rows[0], ids=np.array([9, 9, 9, 1], np.int32), loss_positions=np.array([3]), teacher=row([7, 1], [1])
+    )
+    batches = pack([*rows, row([8, 8], [1])], max_tokens=8)
+    for batch in batches:
+        assert batch.num_tokens <= 8
+        distilled = batch.target_L[batch.distill_index_D].tolist()
+        if batch.teacher is None:
+            assert not distilled
+        else:
+            assert batch.teacher.num_tokens <= 8
+            assert batch.teacher.target_L.tolist() == distilled
+            contexts = batch.teacher.input_ids_T[batch.teacher.hidden_index_L]
+            assert contexts.tolist() == [7] * len(distilled)
+    assert sorted(t for batch in batches for t in batch.target_L[batch.distill_index_D].tolist()) == [1, 2, 3, 4]
+    with pytest.raises(UserError, match="training row of 7 tokens"):
+        pack([replace(rows[1], teacher=row([7] * 7, [6]))], max_tokens=6)
+
+
+def deal_of(groups: Sequence[Sequence[TrainRow]], **settings: object) -> list[list[TrainRow]]:
+    """Which rows each minibatch gets, those without tokens included: rows that only name others are dealt alike."""
+    names = {g: [row([g, index], [1]) for index in range(len(rows))] for g, rows in enumerate(groups)}
+    plan = plan_minibatches(names, **{**settings, "max_tokens": 2})
+    return [
+        [groups[g][index] for batch in step.batches for g, index in batch.input_ids_T.view(-1, 2).tolist()]
+        for step in plan
+    ]
+
+
 def plan_on_ranks(ranks: Sequence[dict[int, list[TrainRow]]], **settings: object) -> list[list[Minibatch]]:
     """One plan a rank, with real reductions: a first pass collects what each rank sends, a second answers it."""
     sent: dict[str, list[np.ndarray]] = {"sum": [], "max": []}
@@ -208,6 +264,7 @@ def test_ranks_agree_on_steps_and_denominators(
     alone = plan_minibatches(dict(enumerate(groups)), **settings)
 
     assert all(len(plan) == len(alone) <= num_minibatches for plan in plans)
+    dealt = [some for some in deal_of(groups, **settings) if any(len(one.ids) for one in some)]
     for step, one in enumerate(alone):
         on_ranks = [plan[step] for plan in plans]
         assert len({len(minibatch.batches) for minibatch in on_ranks}) == 1
@@ -216,7 +273,8 @@ def test_ranks_agree_on_steps_and_denominators(
         # The same tokens take part in a step on one rank and on several, padding adds none, and the counts are theirs.
         assert trained_tokens_of_batches(batches) == trained_tokens_of_batches(one.batches)
         policy = sum(int((batch.policy_weight_L > 0).sum()) for batch in batches)
-        distill = sum(int((batch.distill_weight_L > 0).sum()) for batch in batches)
+        distill = sum(some.distill_tokens for some in dealt[step])
+        assert trained_tokens_of_batches(batches) == trained_tokens_of_rows(dealt[step])
         assert {(m.policy_tokens, m.distill_tokens) for m in [*on_ranks, one]} == {(policy, distill)}
     everything = [batch for plan in plans for minibatch in plan for batch in minibatch.batches]
     assert trained_tokens_of_batches(everything) == trained_tokens_of_rows([r for rows in groups for r in rows])

@@ -34,7 +34,6 @@ def rows(count: int, seed: int, vocabulary: int = 300) -> list[TrainRow]:
                 loss_positions=trained.astype(np.int64),
                 behavior_logprob=rng.normal(-5, 1, len(trained)).astype(np.float32),
                 advantage=rng.normal(size=len(trained)).astype(np.float32),
-                distill_weight=np.zeros(len(trained), np.float32),
             )
         )
     return made

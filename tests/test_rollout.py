@@ -1,6 +1,7 @@
 import logging
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,43 @@ def test_every_episode_is_what_it_would_be_alone(games, max_concurrent, max_turn
         t.ended is Ended.ENV_ERROR and e.environment.steps > 0 for t, e in zip(trajectories, episodes, strict=True)
     )
     assert len(sampler.requests) == sum(len(t.turns) for t in trajectories) + broke_acting
+
+
+class TwinDialogue(FakeDialogue):
+    """Shows one token more than the dialogue that is sampled from."""
+
+    def start(self, task, observation):
+        super().start(task, observation)
+        self.ids.insert(0, 99)
+
+    def parse(self, action_ids):
+        raise AssertionError("nothing is read back from a twin")
+
+
+@given(games=st.lists(games, max_size=6), max_turns=st.integers(1, 7), max_prompt_tokens=st.integers(1, 30))
+def test_a_twin_is_kept_in_step_and_never_sampled_from(games, max_turns, max_prompt_tokens):
+    rules = {**RULES, "max_turns": max_turns, "max_prompt_tokens": max_prompt_tokens}
+
+    def played(twins: bool, limit: int) -> tuple[list[Trajectory], int]:
+        episodes = []
+        for index, game in enumerate(games):
+            kind = SlowFakeGame if game["slow"] else FakeGame
+            settings = {name: value for name, value in game.items() if name != "slow"}
+            one = episode(0, index, kind(f"game {index}", **settings))
+            episodes.append(replace(one, twin=TwinDialogue) if twins else one)
+        sampler = FakeSampler()
+        return collect(sampler, episodes, **{**rules, "max_prompt_tokens": limit}), len(sampler.requests)
+
+    alone, requests = played(twins=False, limit=max_prompt_tokens)
+    # The twin's prompt is the longer one by a token, and a row of it has to fit as well.
+    paired, requests_of_pairs = played(twins=True, limit=max_prompt_tokens + 1)
+    assert requests_of_pairs == requests
+    assert [values_of(trajectory) for trajectory in paired] == [values_of(trajectory) for trajectory in alone]
+    assert all(turn.twin_prompt_ids is None for trajectory in alone for turn in trajectory.turns)
+    for trajectory in paired:
+        for turn in trajectory.turns:
+            assert turn.twin_prompt_ids.tolist() == [99, *turn.prompt_ids.tolist()]
+            assert turn.twin_prompt_ids.dtype == np.int32
 
 
 def test_there_is_no_lock_step():
