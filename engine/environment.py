@@ -59,6 +59,10 @@ class TaskSource(Protocol):
         """A fresh environment for one task. Two calls with one id give equal initial states."""
         ...
 
+    def task(self, task_id: str) -> str:
+        """The task sentence, as its environment gives it."""
+        ...
+
     def task_type(self, task_id: str) -> str:
         """The class a task is reported under, e.g. `pick_and_place_simple`."""
         ...

@@ -10,6 +10,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -96,6 +97,82 @@ class GigpoConfig(Section):
     """verl_agent: the incumbent's arithmetic, for comparison; its own default goes with episode_stats: row."""
 
 
+class PhasesConfig(Section):
+    """When warm-up, mining and internalisation follow each other (`algorithm: siri`)."""
+
+    n_succ_required: PositiveInt = 400
+    """Solved plain episodes that end the warm-up."""
+    min_tasks: PositiveInt = 80
+    """Tasks that they must come from."""
+    max_warmup: PositiveInt = 8
+    """Iterations after which the warm-up ends in any case."""
+    mining_steps: PositiveInt = 6
+    """Iterations of mining and validation before internalisation, which also needs an active skill."""
+    only: Literal["warmup", "mining", "internalise"] | None = None
+    """Stay in this one phase from beginning to end."""
+
+
+class MiningConfig(Section):
+    """How the policy is asked for skills, and which of its answers count."""
+
+    every: PositiveInt = 2
+    """Iterations between minings, once the warm-up is over."""
+    buffer_size: PositiveInt = 256
+    """Tasks whose newest success is kept to be shown."""
+    num_shown: PositiveInt = 12
+    """Successes shown in one mining."""
+    num_candidates: PositiveInt = 2
+    """Answers drawn for each success shown."""
+    temperature: NonNegative = 1.0
+    """Sampling temperature of answers."""
+    max_answer_tokens: PositiveInt = 48
+    """Most tokens drawn for an answer."""
+    max_chars: PositiveInt = 240
+    """Most characters of condition and strategy together."""
+    max_skill_tokens: PositiveInt = 48
+    """Most tokens of a skill's line in the prompt."""
+    dedup_threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Similarity to a known skill from which an answer is a duplicate."""
+
+
+class SkillsConfig(Section):
+    """The skill bank: what is shown, and when a skill is kept or given up."""
+
+    k: PositiveInt = 1
+    """Most skills shown in an episode."""
+    explore: Fraction = 0.5
+    """Chance that a matching skill without a verdict is tried in place of the best match."""
+    n_eval: PositiveInt = 4
+    """Evaluations (task groups) before a verdict."""
+    max_eval: PositiveInt = 12
+    """Evaluations after which a skill that was not promoted is retired."""
+    promote_above: Number = 0.05
+    """Mean utility (reward) above which a skill becomes active."""
+    retire_below: Number = -0.02
+    """Mean utility (reward) below which a skill is retired."""
+    max_size: PositiveInt = 60
+    """Most skills that are not retired."""
+    statistics: Literal["pair", "branch"] = "pair"
+    """Advantages compare the halves of a group with each other, or each half with itself only."""
+
+
+class InternalizeConfig(Section):
+    """Distilling what skills helped with into the plain policy (ALGORITHM 1.2)."""
+
+    gate: Literal["bank", "group", "both"] = "both"
+    """What must be above 0: the mean utility of the skills shown, the effect in the episode's own group, or both."""
+    c_adv: Positive = 2.0
+    """Most that the weight of a token can be, in advantages."""
+    lambda_max: NonNegative = 0.5
+    """Weight of the internalisation loss."""
+    lambda_warmup: NonNegativeInt = 4
+    """Iterations over which that weight rises from 0."""
+    divergence: Literal["nll", "forward_kl", "reverse_kl", "jsd"] = "nll"
+    """Imitate the tokens drawn under the skill prompt, or the whole distribution they were drawn from."""
+    distill_reasoning: bool = False
+    """Also distil what was written before the action."""
+
+
 class LossConfig(Section):
     """The clipped policy loss."""
 
@@ -173,10 +250,22 @@ class RunConfig(Section):
     """Every random choice of the run derives from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
-    algorithm: Literal["gigpo", "grpo"] = "gigpo"
-    """gigpo: episode and step-group advantages. grpo: episode advantages only, the control."""
+    algorithm: Literal["siri", "gigpo", "grpo"] = "gigpo"
+    """siri: all phases. gigpo: warm-up only, episode and step-group advantages. grpo: episode advantages only."""
+    no_warmup: bool = False
+    """Ablation: mining from the first iteration on."""
+    no_validation: bool = False
+    """Ablation: every mined skill is used, whatever it is worth."""
+    no_internalisation: bool = False
+    """Ablation: skills are mined and validated, nothing is distilled."""
+    no_gate: bool = False
+    """Ablation: all skill-guided episodes are distilled, whether the skills helped or not."""
+    oracle_skills: str | None = None
+    """Control: skills from a file (JSON or YAML list of {condition, strategy}) in place of mined ones."""
     iterations: PositiveInt = 12
     """Rollout-and-update rounds."""
+    max_env_steps: PositiveInt | None = None
+    """Environment steps after which the run ends, with the iteration in which they are reached."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run directory."""
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -185,6 +274,10 @@ class RunConfig(Section):
     gigpo: GigpoConfig = GigpoConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    phases: PhasesConfig = PhasesConfig()
+    mining: MiningConfig = MiningConfig()
+    skills: SkillsConfig = SkillsConfig()
+    internalize: InternalizeConfig = InternalizeConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -201,6 +294,25 @@ class RunConfig(Section):
         if self.gigpo.parity == "verl_agent" and self.algorithm != "gigpo":
             raise ValueError(
                 f"gigpo.parity: verl_agent needs algorithm: gigpo, not {self.algorithm}; change one of the two"
+            )
+        if self.algorithm == "siri" and self.rollout.group_size % 2:
+            raise ValueError(
+                f"rollout.group_size: {self.rollout.group_size} does not divide into a plain and a skill half; use an "
+                "even number, or algorithm: gigpo"
+            )
+        for name in ("no_warmup", "no_validation", "no_internalisation", "no_gate", "oracle_skills"):
+            if getattr(self, name) and self.algorithm != "siri":
+                raise ValueError(f"{name}: is for algorithm: siri, not {self.algorithm}; change one of the two")
+        for low, high in (("n_eval", "max_eval"), ("retire_below", "promote_above")):
+            if getattr(self.skills, low) > getattr(self.skills, high):
+                raise ValueError(
+                    f"skills.{low}: {getattr(self.skills, low)} is above skills.{high}: {getattr(self.skills, high)}; "
+                    "lower the first or raise the second"
+                )
+        if self.mining.temperature == 0 and self.mining.num_candidates > 1:
+            raise ValueError(
+                f"mining.num_candidates: {self.mining.num_candidates} answers would all be the same at "
+                "mining.temperature: 0; set the first to 1 or raise the second"
             )
         if self.environment.path is not None and self.environment.games == "procedural":
             raise ValueError(

@@ -27,6 +27,8 @@ def rollout_metrics(
         "episodes": len(kept),
         "turns": len(turns),
         "successes": sum(trajectory.success for trajectory, _ in kept),
+        "guided": sum(bool(trajectory.condition) for trajectory, _ in kept),
+        "guided_successes": sum(trajectory.success for trajectory, _ in kept if trajectory.condition),
         "reward": sum(trajectory.total_reward for trajectory, _ in kept),
         "invalid": sum(not turn.action_valid for turn in turns),
         "action_tokens": sum(len(turn.action_ids) for turn in turns),
@@ -38,11 +40,16 @@ def rollout_metrics(
     }
     total = dict(zip(sums, all_reduce_sum(world, np.array(list(sums.values()), dtype=np.float64)), strict=True))
     episodes, steps = max(1.0, total["episodes"]), max(1.0, total["turns"])
+    plain, plain_successes = total["episodes"] - total["guided"], total["successes"] - total["guided_successes"]
+    guided = {"rollout/guided_success_rate": total["guided_successes"] / total["guided"]} if total["guided"] else {}
     return {
+        **guided,
+        "rollout/plain_success_rate": plain_successes / max(1.0, plain),
         "rollout/success_rate": total["successes"] / episodes,
         "rollout/return": total["reward"] / episodes,
         "rollout/episodes": total["episodes"],
         "rollout/turns": total["turns"] / episodes,
+        "rollout/env_steps": total["turns"],
         "rollout/invalid_actions": total["invalid"] / steps,
         "rollout/action_tokens": total["action_tokens"],
         "rollout/nonfinite_logprobs": total["nonfinite"],

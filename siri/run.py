@@ -13,25 +13,27 @@ import torch
 
 from siri.config import GigpoConfig, RunConfig
 from siri.engine import random_state
-from siri.engine.checkpoint import Checkpoint, load_latest, save_checkpoint
-from siri.engine.distributed import World, all_reduce_sum
+from siri.engine.checkpoint import Checkpoint, load_latest
+from siri.engine.distributed import World
 from siri.engine.errors import UserError
-from siri.engine.files import user_error_on_write, write_json_atomic
+from siri.engine.files import user_error_on_write
 from siri.engine.metrics import RunLog
 from siri.engine.optim import BadStepGuard, ShardedAdamW, learning_rate
 from siri.engine.policy import Policy, load_policy
 from siri.engine.rollout import Episode, collect
 from siri.engine.trajectory import Minibatch, Trajectory
-from siri.evaluate import evaluate
-from siri.run_dir import RunState, check_run_dir, claim_run_dir, summary
+from siri.guidance import Guidance, open_guidance
+from siri.prompts import skill_text
+from siri.run_dir import RunState, check_run_dir, claim_run_dir
 from siri.session import Session, open_session
 from siri.shipped import resolve
+from siri.trials import halves
 from siri.update import update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The parts of a run. `state` is what changes, beside the weights and the optimiser."""
+    """The parts of a run. `state` and `guidance` are what changes, beside the weights and the optimiser."""
 
     config: RunConfig
     world: World
@@ -41,13 +43,20 @@ class Run:
     optimizer: ShardedAdamW
     guard: BadStepGuard
     state: RunState
+    guidance: Guidance
     log: RunLog
+
+    def is_over(self) -> bool:
+        """The iterations asked for are done, or the environment steps."""
+        config, state = self.config, self.state
+        spent = config.max_env_steps is not None and state.env_steps >= config.max_env_steps
+        return spent or state.step >= config.iterations
 
     @property
     def advantages(self) -> GigpoConfig:
         """GRPO is GiGPO without its step advantage."""
         config = self.config
-        return config.gigpo if config.algorithm == "gigpo" else config.gigpo.model_copy(update={"omega": 0.0})
+        return config.gigpo.model_copy(update={"omega": 0.0}) if config.algorithm == "grpo" else config.gigpo
 
 
 @contextmanager
@@ -60,6 +69,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
     check_run_dir(config)
     check_sizes(config, world)
     checkpoint = load_latest(config.run_dir, world)
+    guidance = open_guidance(config, world, checkpoint.state["guidance"] if checkpoint else {})
     splits = {"environment.path": "train", "eval.split": config.eval.split}
     policy_source = str(checkpoint.policy) if checkpoint else None
     with open_session(config, world, splits=splits, policy_source=policy_source) as session:
@@ -83,6 +93,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
                 optimizer=optimizer,
                 guard=guard,
                 state=state,
+                guidance=guidance,
                 log=log,
             )
 
@@ -153,22 +164,29 @@ def hold_weights(run: Run) -> None:
         sampler.load_weights(run.session.policy.model.state_dict().items(), version=version)
 
 
+def mine_skills(run: Run, step: int) -> dict[str, float]:
+    """Before the rollout of iteration `step`: have the policy write skills, if it is time."""
+    if not run.guidance.is_mining_due(step):
+        return {}
+    hold_weights(run)
+    return run.guidance.mine(
+        run.session.sampler,
+        run.session.renderer,
+        step=step,
+        policy_version=run.state.policy_version,
+        max_prompt_tokens=run.config.policy.max_prompt_tokens,
+    )
+
+
 def collect_episodes(run: Run, step: int) -> list[Trajectory]:
     """This rank's task groups of iteration `step`: group g is played on rank g modulo the number of ranks."""
     config, world, source = run.config, run.world, run.session.source
     rollout = config.rollout
     drawn = draw_tasks(source.tasks("train"), step * rollout.num_tasks, rollout.num_tasks, config.seed)
     episodes = [
-        Episode(
-            group=group,
-            member=member,
-            task_id=drawn[group],
-            task_type=source.task_type(drawn[group]),
-            environment=source.make(drawn[group]),
-            dialogue=run.session.renderer.dialogue,
-        )
+        episode
         for group in range(world.rank, rollout.num_tasks, world.size)
-        for member in range(rollout.group_size)
+        for episode in group_episodes(run, step, group, drawn[group])
     ]
     hold_weights(run)
     trajectories = collect(
@@ -186,6 +204,32 @@ def collect_episodes(run: Run, step: int) -> list[Trajectory]:
     )
     run.session.sampler.sleep()
     return trajectories
+
+
+def group_episodes(run: Run, step: int, group: int, task_id: str) -> list[Episode]:
+    """A task group: all plain, or, where there are skills to show, one half plain and one half with them.
+
+    The halves share their seeds, member by member. A group for which no skill matches is plain altogether.
+    """
+    source, renderer, size = run.session.source, run.session.renderer, run.config.rollout.group_size
+    skills = run.guidance.skills_for(source.task(task_id), step=step, group=group)
+    plain, guided = halves(size) if skills else (range(size), range(0))
+    shown = [skill_text(skill.condition, skill.strategy) for skill in skills]
+    episode = partial(Episode, group=group, task_id=task_id, task_type=source.task_type(task_id))
+    return [
+        *(episode(member=m, environment=source.make(task_id), dialogue=renderer.dialogue) for m in plain),
+        *(
+            episode(
+                member=m,
+                seed_member=m - guided.start,
+                environment=source.make(task_id),
+                dialogue=partial(renderer.dialogue, shown),
+                twin=renderer.dialogue,
+                condition=tuple(skill.id for skill in skills),
+            )
+            for m in guided
+        ),
+    ]
 
 
 def draw_tasks(tasks: Sequence[str], start: int, count: int, seed: int) -> list[str]:
@@ -211,10 +255,14 @@ def update_policy(run: Run, step: int, minibatches: Sequence[Minibatch]) -> dict
         loss_config=config.loss,
         optim_config=config.optim,
         temperature=config.rollout.temperature,
+        distill_lambda=run.guidance.distill_lambda(step),
+        divergence=config.internalize.divergence,
         world=run.world,
         guard=run.guard,
         dump=partial(dump_batch, config.run_dir, run.world, step),
     )
+    internalised = run.state.tokens.get("internalised", 0.0) + changes.get("distill/tokens", 0.0)
+    run.state.tokens["internalised"] = internalised
     run.state.bad_steps_in_a_row, run.state.bad_steps = run.guard.in_a_row, run.guard.total
     if "mismatch/mean" in changes:
         seen = run.state.mismatch
@@ -222,19 +270,6 @@ def update_policy(run: Run, step: int, minibatches: Sequence[Minibatch]) -> dict
         seen["mean"] = seen.get("mean", 0.0) + (changes["mismatch/mean"] - seen.get("mean", 0.0)) / seen["iterations"]
         seen["max"] = max(seen.get("max", 0.0), changes["mismatch/max"])
     return changes
-
-
-def account(run: Run, minibatches: Sequence[Minibatch], action_tokens: float) -> dict[str, float]:
-    """Adds this iteration's seconds and tokens to the run's totals; returns its speeds (tokens a second, all ranks)."""
-    seconds, totals = run.log.seconds, run.state
-    passed = sum(batch.num_tokens for minibatch in minibatches for batch in minibatch.batches)
-    trained = float(all_reduce_sum(run.world, np.array([passed]))[0]) * run.config.optim.epochs
-    tokens = {"rollout": action_tokens, "train": trained}
-    for name, value in tokens.items():
-        totals.tokens[name] = totals.tokens.get(name, 0.0) + value
-    for name, value in seconds.items():
-        totals.seconds[name] = totals.seconds.get(name, 0.0) + value
-    return {f"tokens_per_second/{name}": value / seconds[name] for name, value in tokens.items()}
 
 
 def dump_batch(run_dir: Path, world: World, step: int, minibatch: Minibatch) -> None:
@@ -248,47 +283,3 @@ def dump_batch(run_dir: Path, world: World, step: int, minibatch: Minibatch) -> 
         with user_error_on_write(path):
             folder.mkdir(exist_ok=True)
             path.write_bytes(content.getbuffer())
-
-
-def evaluate_now(run: Run, name: str) -> float:
-    """The plain-prompt evaluation of the present weights, kept in the run's state under `name`; its success rate."""
-    config = run.config
-    with run.log.timed("eval"):
-        hold_weights(run)
-        result = evaluate(
-            run.session.sampler,
-            run.session.source,
-            run.session.renderer,
-            split=config.eval.split,
-            policy=config.policy,
-            config=config.eval,
-            max_turns=config.environment.max_turns,
-            max_concurrent=config.rollout.max_concurrent,
-            seed=config.seed,
-            policy_version=run.state.policy_version,
-            world=run.world,
-            on_progress=lambda progress: run.log.progress("eval", progress.finished, progress.total),
-        )
-        run.session.sampler.sleep()
-    run.state.evaluations[name] = result.as_dict()
-    run.log.note(f"{name} evaluation: {result}")
-    return result.overall.rate
-
-
-def save(run: Run, *, score: float | None) -> None:
-    """A checkpoint. `score`, the evaluation of these very weights if there was one, decides which is the best."""
-    save_checkpoint(
-        run.config.run_dir,
-        run.state.step,
-        world=run.world,
-        save_policy=run.session.policy.save,
-        optimizer_state=run.optimizer.state_dict(),
-        state=run.state.as_dict(),
-        keep_last=run.config.checkpoint.keep_last,
-        score=score,
-    )
-
-
-def write_summary(run: Run) -> None:
-    if run.world.is_main:
-        write_json_atomic(run.config.run_dir / "summary.json", summary(run.config, run.state, run.world))

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from siri.engine.distributed import World
 from siri.engine.errors import UserError
 from siri.engine.files import user_error_on_write, write_text_atomic
 
-MAY_CHANGE = ("iterations", "tensorboard", "checkpoint", "runs_dir")
+MAY_CHANGE = ("iterations", "max_env_steps", "tensorboard", "checkpoint", "runs_dir")
 """Settings that may differ when a run is resumed; any other would make it another run."""
 
 
@@ -26,12 +27,14 @@ class RunState:
 
     step: int = 0
     """Iterations done."""
+    env_steps: int = 0
+    """Environment steps of training episodes so far, over all ranks; those of evaluations are not counted."""
     policy_version: int = 0
     """Times the weights have changed; the starting weights are version 0."""
     bad_steps_in_a_row: int = 0
     bad_steps: int = 0
-    phase: str = "warmup"
-    """Warm-up is plain GiGPO; the skill phases follow it."""
+    guidance: dict[str, Any] = field(default_factory=dict)
+    """The phase, the skill bank and the successes, as `Guidance.as_dict` describes them; filled in when saved."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `initial`, `step-N`, `final`."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -96,13 +99,16 @@ def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:
         "policy": config.policy.model,
         "seed": config.seed,
         "iterations": state.step,
+        "env_steps": state.env_steps,
         "eval": {
             "initial": None,
             "after_warmup": None,
             "final": None,
             **state.evaluations,
         },
-        "skills": {"mined": 0, "active": 0, "retired": 0},
+        "phases": state.guidance["transitions"],
+        "skills": skill_counts(state.guidance["bank"]["skills"]),
+        "tokens_internalised": tokens.get("internalised", 0.0),
         "tokens_per_second": {name: tokens[name] / seconds[name] for name in tokens if seconds.get(name)},
         "tokens": dict(tokens),
         "wall_seconds": {name: round(value, 2) for name, value in [*seconds.items(), ("total", sum(seconds.values()))]},
@@ -113,6 +119,14 @@ def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def skill_counts(skills: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Mined in all, ever promoted, and how many have each status now."""
+    statuses = [skill["status"] for skill in skills]
+    promoted = sum(any(change["status"] == "active" for change in skill["changes"]) for skill in skills)
+    now = {status: statuses.count(status) for status in ("candidate", "active", "retired")}
+    return {"mined": len(skills), "promoted": promoted, **now}
 
 
 def device_name(world: World) -> str:

@@ -1,6 +1,7 @@
 """Train an agent: `torchrun siri/train.py [--config FILE] [--a.b value ...]`.
 
-The loop is `train`, read downwards: episodes, advantages, minibatches, update, evaluation, record, checkpoint.
+The loop is `train`, read downwards: skills, episodes, what the skills did, advantages, minibatches, update, phase,
+evaluation, record, checkpoint.
 A stopped run goes on with the same command and ends with the same numbers.
 """
 
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from siri.config import RunConfig
-from siri.engine.batch import plan_minibatches, rows_by_group
+from siri.engine.batch import plan_minibatches
 from siri.engine.config import describe, load_config
 from siri.engine.distributed import World, all_reduce_max, all_reduce_sum, init_world, shutdown, tell_torchrun
 from siri.engine.errors import UserError
@@ -30,7 +31,8 @@ from siri.engine.processes import die_with_parent, exit_on_signals
 from siri.gigpo import gigpo_advantages, turn_table
 from siri.paths import find_config
 from siri.rollout_metrics import rollout_metrics
-from siri.run import account, collect_episodes, evaluate_now, open_run, save, update_policy, write_summary
+from siri.run import collect_episodes, mine_skills, open_run, update_policy
+from siri.run_record import account, evaluate_now, pass_to_next_phase, save, write_summary
 
 
 def train(config: RunConfig, world: World) -> None:
@@ -40,19 +42,25 @@ def train(config: RunConfig, world: World) -> None:
     written; TrainingDiverged after `optim.max_bad_steps` non-finite gradients in a row.
     """
     with open_run(config, world) as run:
-        log, state = run.log, run.state
+        log, state, guidance = run.log, run.state, run.guidance
         if "initial" not in state.evaluations:
             evaluate_now(run, "initial")
 
-        for step in range(state.step, config.iterations):
+        while not run.is_over():
+            step = state.step
+            with log.timed("mining"):
+                mined = mine_skills(run, step)
+
             with log.timed("rollout"):
                 trajectories = collect_episodes(run, step)
 
             with log.timed("advantage"):
-                table = turn_table(trajectories, run.advantages)
+                effect, skills = guidance.learn(trajectories, run.session.renderer, step=step)
+                table = turn_table(trajectories, run.advantages, statistics=config.skills.statistics)
                 advantages = gigpo_advantages(trajectories, table, run.advantages)
+                episodes = rollout_metrics(trajectories, advantages, world)
                 minibatches = plan_minibatches(
-                    rows_by_group(trajectories, advantages),
+                    guidance.rows(trajectories, advantages, delta=effect, step=step),
                     num_minibatches=config.optim.updates,
                     max_tokens=config.optim.max_batch_tokens,
                     seed=(config.seed, step),
@@ -63,18 +71,20 @@ def train(config: RunConfig, world: World) -> None:
             with log.timed("train"):
                 changes = update_policy(run, step, minibatches)
                 state.policy_version += 1
-                state.step = step + 1
+                state.step += 1
+                state.env_steps += int(episodes["rollout/env_steps"])
 
+            phase = guidance.phase
+            pass_to_next_phase(run)
             score = None
-            if state.step == config.iterations:
+            if run.is_over():
                 score = evaluate_now(run, "final")
             elif config.eval.every and state.step % config.eval.every == 0:
                 score = evaluate_now(run, f"step-{state.step}")
 
-            episodes = rollout_metrics(trajectories, advantages, world)
             speeds = account(run, minibatches, episodes["rollout/action_tokens"])
-            log.record(step, {**episodes, **changes, **speeds, "phase": state.phase})
-            if state.step == config.iterations or state.step % config.checkpoint.every == 0:
+            log.record(step, {**mined, **episodes, **skills, **changes, **speeds, "phase": phase})
+            if run.is_over() or state.step % config.checkpoint.every == 0:
                 with log.timed("checkpoint"):
                     save(run, score=score)
         write_summary(run)

@@ -29,7 +29,6 @@ from siri.envs.household.brief import brief
 from siri.envs.household.source import ProceduralGames, split_hash
 from siri.evaluate import EVAL_STEP, Evaluation, evaluate, wilson_interval
 from siri.prompts import Renderer
-from siri.run import evaluate_now
 
 NUM_VALID = 8
 SMALL = {
@@ -86,6 +85,8 @@ def run_dir(tmp_path_factory) -> Path:
     """A run of three iterations whose best checkpoint is not its last."""
     folder = tmp_path_factory.mktemp("runs")
     values = {"name": "run", "runs_dir": folder, "policy.model": model_directory(folder / "model", hidden=16, layers=1)}
+
+    evaluate_now = train.evaluate_now
 
     def scored(run, name: str) -> float | None:
         evaluate_now(run, name)

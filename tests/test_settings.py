@@ -8,7 +8,9 @@ from siri.config import RunConfig
 from siri.engine.config import load_config
 
 NAMES = """
-name runs_dir seed device algorithm iterations tensorboard
+name runs_dir seed device algorithm
+no_warmup no_validation no_internalisation no_gate oracle_skills
+iterations max_env_steps tensorboard
 environment.name environment.engine environment.games environment.path environment.size environment.num_train
 environment.num_valid environment.max_turns
 policy.model policy.dtype policy.prompt_style policy.history_length policy.max_prompt_tokens policy.max_action_tokens
@@ -18,6 +20,13 @@ gigpo.similarity_threshold gigpo.parity
 loss.clip_low loss.clip_high loss.dual_clip loss.kl_coef loss.entropy_coef loss.importance_clip
 optim.lr optim.schedule optim.warmup_steps optim.weight_decay optim.beta1 optim.beta2 optim.clip_norm optim.updates
 optim.epochs optim.max_batch_tokens optim.max_bad_steps
+phases.n_succ_required phases.min_tasks phases.max_warmup phases.mining_steps phases.only
+mining.every mining.buffer_size mining.num_shown mining.num_candidates mining.temperature mining.max_answer_tokens
+mining.max_chars mining.max_skill_tokens mining.dedup_threshold
+skills.k skills.explore skills.n_eval skills.max_eval skills.promote_above skills.retire_below skills.max_size
+skills.statistics
+internalize.gate internalize.c_adv internalize.lambda_max internalize.lambda_warmup internalize.divergence
+internalize.distill_reasoning
 eval.split eval.limit eval.every eval.temperature
 checkpoint.every checkpoint.keep_last
 """

@@ -1,5 +1,6 @@
 """The warm start: what is imitated is what the dialogue shows, and a short one learns, loads and can be repeated."""
 
+import hashlib
 import json
 import math
 import os
@@ -189,7 +190,6 @@ def test_drills_come_first_then_mostly_play_as_the_seed_decides(made):
         assert np.array_equal(same.weight, example.weight)
     other = list(islice(examples(replace(config, seed=1), renderer), 200))
     assert not {tuple(example.ids) for example in shown} & {tuple(example.ids) for example in other}
-    assert [kind_of(renderer.decode(example.ids)) for example in other] != kinds[:200]
 
 
 def game_of(index: int) -> Game:
@@ -359,10 +359,11 @@ def performed(game: Game, expert: SearchingExpert) -> list[str]:
 
 def test_an_expert_that_does_not_dither_is_as_before_and_one_that_does_still_wins():
     idle = total = 0
+    plain = []
     for index in PLAYS:
         game = game_of(index)
-        plain = performed(game, SearchingExpert(game.task, seed=index, noise=0.1))
-        assert performed(game, SearchingExpert(game.task, seed=index, noise=0.1, dither=0.0)) == plain
+        plain.append(performed(game, SearchingExpert(game.task, seed=index, noise=0.1)))
+        assert performed(game, SearchingExpert(game.task, seed=index, noise=0.1, dither=0.0)) == plain[-1]
         assert "inventory" not in performed(game, SearchingExpert(game.task, seed=index))
         actions = performed(game, SearchingExpert(game.task, seed=index, dither=0.5))
         held = False
@@ -372,6 +373,9 @@ def test_an_expert_that_does_not_dither_is_as_before_and_one_that_does_still_win
                 idle += 1
             held = action.startswith("take ") or (held and not action.startswith("move "))
         total += len(actions)
+    # Recorded before there was dithering, at commit 2dd1092.
+    recorded = "3a684b4503394e757810d27e125a74d6ed1f608a6d32b9be5ca5d7ac5cfe385e"
+    assert hashlib.sha256("\n".join(map("; ".join, plain)).encode()).hexdigest() == recorded
     # About 600 actions: three standard deviations are 6%.
     assert total > 400
     assert idle / total == pytest.approx(0.5, abs=0.07)

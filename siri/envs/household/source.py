@@ -57,6 +57,10 @@ class ProceduralGames:
     def make(self, task_id: str) -> Environment:
         return self._engine(self.game(task_id))
 
+    def task(self, task_id: str) -> str:
+        """The task sentence."""
+        return self.game(task_id).task
+
     def task_type(self, task_id: str) -> str:
         return self.game(task_id).task_type
 
@@ -95,6 +99,10 @@ class OfficialGames:
 
     def make(self, task_id: str) -> Environment:
         return self._engine(self.game(task_id))
+
+    def task(self, task_id: str) -> str:
+        """The task sentence."""
+        return self.game(task_id).task
 
     def task_type(self, task_id: str) -> str:
         return self.game(task_id).task_type

@@ -1,0 +1,250 @@
+"""What a run does with skills: asks for them, shows them, tries them, and distils what they helped with.
+
+Every rank holds the same bank and buffer: what changes them is gathered from all ranks first.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from siri.config import RunConfig
+from siri.engine.batch import rows_by_group
+from siri.engine.distributed import World, all_gather_object
+from siri.engine.errors import UserError
+from siri.engine.sampling import Sampler, request_seed
+from siri.engine.trajectory import TrainRow, Trajectory
+from siri.internalize import lambda_at, rerendered_rows
+from siri.mining import MiningRules, SuccessBuffer, mine, successes
+from siri.phases import Evidence, Phase, Transition, first_phase, next_phase
+from siri.prompts import Renderer
+from siri.screening import ScreenRules
+from siri.skills import BankRules, Origin, Skill, SkillBank
+from siri.trials import trials_of
+
+RETRIEVAL_TURN = -2
+"""Stands where rollouts put the turn in the seed of a request."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Guidance:
+    """Skills, the successes they are mined from, and the phase of the run. Part of every checkpoint."""
+
+    config: RunConfig
+    world: World
+    bank: SkillBank
+    buffer: SuccessBuffer
+    phase: Phase
+    began: int = 0
+    """Iteration that the phase began with."""
+    transitions: list[dict[str, Any]]
+    """Every change of phase: iteration, phase, reason."""
+
+    @property
+    def uses_skills(self) -> bool:
+        return self.phase != "warmup"
+
+    @property
+    def num_active(self) -> int:
+        """Skills that have proved themselves; without validation all count that are in use."""
+        return len(self.bank.live) if self.config.no_validation else self.bank.counts()["active"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON; `open_guidance` makes the same of it."""
+        return {
+            "bank": self.bank.as_dict(),
+            "successes": self.buffer.as_dict(),
+            "phase": self.phase,
+            "began": self.began,
+            "transitions": list(self.transitions),
+        }
+
+    def is_mining_due(self, step: int) -> bool:
+        due = self.uses_skills and (step - self.began) % self.config.mining.every == 0
+        return due and self.config.oracle_skills is None and len(self.buffer) > 0
+
+    def mine(
+        self, sampler: Sampler, renderer: Renderer, *, step: int, policy_version: int, max_prompt_tokens: int
+    ) -> dict[str, float]:
+        """Ask the weights in the sampler for skills; returns the counts of answers as metrics."""
+        config = self.config
+        found, counts = mine(
+            sampler,
+            renderer,
+            self.buffer,
+            known=[(skill.condition, skill.strategy) for skill in self.bank.skills],
+            rules=mining_rules(config),
+            run_seed=config.seed,
+            iteration=step,
+            policy_version=policy_version,
+            max_prompt_tokens=max_prompt_tokens,
+            world=self.world,
+        )
+        for candidate in found:
+            self.bank.add(candidate.condition, candidate.strategy, candidate.origin)
+        return {f"mining/{name}": float(count) for name, count in counts.items()}
+
+    def skills_for(self, task: str, *, step: int, group: int) -> tuple[Skill, ...]:
+        """What the skill half of a group is shown; nothing in the warm-up, or where no skill matches."""
+        if not self.uses_skills:
+            return ()
+        skills = self.config.skills
+        seed = request_seed(run_seed=self.config.seed, step=step, group=group, member=-1, turn=RETRIEVAL_TURN)
+        return self.bank.retrieve(task, k=skills.k, explore=skills.explore, seed=seed)
+
+    def learn(
+        self, trajectories: Sequence[Trajectory], renderer: Renderer, *, step: int
+    ) -> tuple[dict[int, float], dict[str, float]]:
+        """Take in an iteration's successes and trials. Returns Delta_g of this rank's groups, and metrics."""
+        own = trials_of(trajectories, iteration=step)
+        found = successes(trajectories, iteration=step, shorten=renderer.shorten)
+        gathered = all_gather_object(self.world, (own, found))
+        self.buffer.add(success for _, part in gathered for success in part)
+        trials = [trial for part, _ in gathered for trial in part]
+        changed = () if self.config.no_validation else self.bank.record(trials, iteration=step)
+        statuses = [skill.status for skill in changed]
+        metrics = {f"skills/{name}": float(count) for name, count in self.bank.counts().items()}
+        if trials:
+            metrics["skills/effect"] = float(np.mean([trial.delta for trial in trials]))
+            metrics["skills/plain_return"] = float(np.mean([trial.plain_mean for trial in trials]))
+            metrics["skills/guided_return"] = float(np.mean([trial.skill_mean for trial in trials]))
+        metrics |= {
+            "skills/trials": float(len(trials)),
+            "skills/promoted": float(statuses.count("active")),
+            "skills/given_up": float(statuses.count("retired")),
+            "successes/tasks": float(len(self.buffer)),
+        }
+        return {trial.group: trial.delta for trial in own}, metrics
+
+    def distill_lambda(self, step: int) -> float:
+        """Weight of the internalisation loss in iteration `step`."""
+        config = self.config.internalize
+        if self.phase != "internalise":
+            return 0.0
+        return lambda_at(step - self.began, lambda_max=config.lambda_max, lambda_warmup=config.lambda_warmup)
+
+    def rows(
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages: Sequence[np.ndarray | None],
+        *,
+        delta: Mapping[int, float],
+        step: int,
+    ) -> dict[int, list[TrainRow]]:
+        """Every row to train on by task group: each episode under its own prompts, and what is internalised."""
+        rows = rows_by_group(trajectories, advantages)
+        if self.distill_lambda(step) == 0:
+            return rows
+        config = self.config.internalize
+        gate = "group" if self.config.no_validation and config.gate != "group" else config.gate
+        distilled = rerendered_rows(
+            trajectories,
+            advantages,
+            gate="none" if self.config.no_gate else gate,
+            utility={skill.id: skill.mean for skill in self.bank.skills},
+            delta=delta,
+            c_adv=config.c_adv,
+            distill_reasoning=config.distill_reasoning,
+            with_teacher=config.divergence != "nll",
+        )
+        return {group: rows.get(group, []) + distilled.get(group, []) for group in sorted({*rows, *distilled})}
+
+    def change_phase(self, step: int) -> Transition | None:
+        """After `step` iterations: begin the next phase, if it is time."""
+        config = self.config
+        if config.algorithm != "siri":
+            return None
+        evidence = Evidence(
+            iterations=step - self.began,
+            successes=self.buffer.seen,
+            tasks=len(self.buffer),
+            active_skills=self.num_active,
+        )
+        change = next_phase(self.phase, evidence, config.phases, no_internalisation=config.no_internalisation)
+        if change is not None:
+            self.transitions.append({"iteration": step, "phase": change.phase, "reason": change.reason})
+            self.phase, self.began = change.phase, step
+        return change
+
+
+def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> Guidance:
+    """From the state in a checkpoint, or, where that is empty, from the start.
+
+    Raises UserError if `oracle_skills` cannot be read.
+    """
+    rules = bank_rules(config)
+    if state:
+        return Guidance(
+            config=config,
+            world=world,
+            bank=SkillBank.from_dict(state["bank"], rules),
+            buffer=SuccessBuffer.from_dict(state["successes"], config.mining.buffer_size),
+            phase=state["phase"],
+            began=state["began"],
+            transitions=list(state["transitions"]),
+        )
+    bank = SkillBank(rules)
+    for condition, strategy in read_skills(config.oracle_skills) if config.oracle_skills else ():
+        origin = Origin(task_id="", task_type="oracle", iteration=0, policy_version=0, played=0, group=0, member=0)
+        bank.add(condition, strategy, origin)
+    plain = config.algorithm != "siri"
+    phase: Phase = "warmup" if plain else first_phase(config.phases, no_warmup=config.no_warmup)
+    return Guidance(
+        config=config,
+        world=world,
+        bank=bank,
+        buffer=SuccessBuffer(config.mining.buffer_size),
+        phase=phase,
+        transitions=[{"iteration": 0, "phase": phase, "reason": "the run begins"}],
+    )
+
+
+def bank_rules(config: RunConfig) -> BankRules:
+    skills = config.skills
+    return BankRules(
+        n_eval=skills.n_eval,
+        max_eval=skills.max_eval,
+        promote_above=skills.promote_above,
+        retire_below=skills.retire_below,
+        max_size=skills.max_size,
+    )
+
+
+def mining_rules(config: RunConfig) -> MiningRules:
+    mining = config.mining
+    screen = ScreenRules(
+        max_chars=mining.max_chars,
+        max_tokens=mining.max_skill_tokens,
+        dedup_threshold=mining.dedup_threshold,
+        allow_numbers=False,  # `mug 2` of one household is not `mug 2` of another
+        ascii_only=True,  # its texts are
+    )
+    return MiningRules(
+        num_shown=mining.num_shown,
+        num_candidates=mining.num_candidates,
+        temperature=mining.temperature,
+        max_answer_tokens=mining.max_answer_tokens,
+        screen=screen,
+    )
+
+
+def read_skills(path: str) -> list[tuple[str, str]]:
+    """(condition, strategy) of each skill in a JSON or YAML file: a list, or a `skills.json` of a run.
+
+    Raises UserError if there is no such file, or if it holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+        listed = content["skills"] if isinstance(content, dict) else content
+        return [(str(skill["condition"]), str(skill["strategy"])) for skill in listed]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+        raise UserError(
+            f"oracle_skills: {path} cannot be read as a list of skills ({reason}); give a JSON or YAML file with "
+            "`condition` and `strategy` in each entry, or the skills.json of a run"
+        ) from error

@@ -1,0 +1,137 @@
+"""All three phases on the shipped tiny policy, small and quick: what a run learns about skills, and that it resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_train import metrics, same
+
+from siri.cli import main as siri
+from siri.train import main
+
+SMALL = {
+    "algorithm": "siri",
+    "iterations": 4,
+    "rollout.sampler": "transformers",
+    "rollout.num_tasks": 4,
+    "rollout.group_size": 4,
+    "environment.max_turns": 14,
+    "environment.num_train": 8,
+    "eval.limit": 2,
+    "optim.updates": 1,
+    "phases.max_warmup": 1,
+    "phases.n_succ_required": 1000,
+    "phases.mining_steps": 1,
+    "mining.every": 1,
+    "mining.num_shown": 4,
+    "skills.explore": 0.0,
+    "skills.n_eval": 1,
+    "skills.promote_above": -2.0,
+    "skills.retire_below": -2.0,
+    "internalize.lambda_warmup": 0,
+    "internalize.gate": "group",
+    "checkpoint.every": 1,
+}
+
+
+def words(folder: Path, **settings) -> list[str]:
+    values = {"runs_dir": folder, **SMALL, **settings}
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def bank(run_dir: Path) -> list[dict]:
+    return json.loads((run_dir / "skills.json").read_text())["skills"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Holds `whole`, a run through all phases that nobody stopped."""
+    path = tmp_path_factory.mktemp("runs")
+    assert main(words(path, name="whole")) == 0
+    return path
+
+
+def test_a_run_goes_through_its_phases_and_says_why(folder):
+    lines = metrics(folder / "whole")
+    summary = json.loads((folder / "whole" / "summary.json").read_text())
+    phases = [line["phase"] for line in lines]
+    assert phases[0] == "warmup"
+    assert phases[1] == "mining"
+    assert "internalise" in phases
+    assert [change["phase"] for change in summary["phases"]] == ["warmup", "mining", "internalise"]
+    assert [change["iteration"] for change in summary["phases"]] == [0, 1, phases.index("internalise")]
+    assert "1000 over" in summary["phases"][1]["reason"]
+    assert summary["eval"]["after_warmup"]["episodes"] == 2
+    assert summary["env_steps"] == sum(line["rollout/env_steps"] for line in lines)
+
+
+def test_the_bank_holds_what_the_metrics_say(folder):
+    lines, skills = metrics(folder / "whole"), bank(folder / "whole")
+    summary = json.loads((folder / "whole" / "summary.json").read_text())
+    assert len(skills) == sum(line.get("mining/kept", 0) for line in lines) > 0
+    assert summary["skills"]["mined"] == len(skills)
+    assert summary["skills"]["promoted"] == sum(line["skills/promoted"] for line in lines) > 0
+    trials = [trial for skill in skills for trial in skill["evaluations"]]
+    assert len(trials) == sum(line["skills/trials"] for line in lines) > 0
+    for skill in skills:
+        deltas = [trial["skill_mean"] - trial["plain_mean"] for trial in skill["evaluations"]]
+        assert skill["mean"] == pytest.approx(sum(deltas) / len(deltas) if deltas else 0.0, abs=1e-12)
+        assert skill["origin"]["iteration"] >= 1
+    assert all("rollout/guided_success_rate" in line for line in lines if line["skills/trials"])
+    internalised = [line.get("distill/tokens", 0.0) for line in lines]
+    assert summary["tokens_internalised"] == sum(internalised)
+    assert sum(internalised[: [line["phase"] for line in lines].index("internalise")]) == 0
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 3)])
+def test_a_run_resumes_in_any_phase_to_the_same_bank_and_weights(folder, stops):
+    name = f"stopped-{'-'.join(map(str, stops))}"
+    for iterations in (*stops, 4):
+        assert main(words(folder, name=name, iterations=iterations)) == 0
+    assert metrics(folder / name) == metrics(folder / "whole")
+    assert bank(folder / name) == bank(folder / "whole")
+    assert same(folder / name, folder / "whole", 4)
+
+
+def test_skills_from_a_file_are_shown_and_tried_and_none_are_mined(folder, tmp_path):
+    listed = [{"condition": f"you need {thing}", "strategy": "look at countertop"} for thing in ("mug", "book", "egg")]
+    (tmp_path / "skills.json").write_text(json.dumps(listed))
+    settings = {"no_warmup": "true", "oracle_skills": tmp_path / "skills.json", "iterations": 1}
+    assert main(words(folder, name="oracle", **settings)) == 0
+    [line] = metrics(folder / "oracle")
+    assert line["phase"] == "mining"
+    assert "mining/drawn" not in line
+    assert [skill["condition"] for skill in bank(folder / "oracle")] == [skill["condition"] for skill in listed]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("[{'condition': 1", "cannot be read as a list of skills"),
+        ('[{"condition": "x"}]', "KeyError: 'strategy'"),
+        ("3", "TypeError"),
+    ],
+)
+def test_unreadable_skills_are_refused(folder, tmp_path, capsys, content, message):
+    path = tmp_path / "skills.json"
+    if content is not None:
+        path.write_text(content)
+    assert siri(["train", *words(folder, name="refused", oracle_skills=path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rollout.group_size": 3}, "rollout.group_size: 3 does not divide into a plain and a skill half"),
+        ({"algorithm": "gigpo", "no_gate": "true"}, "no_gate: is for algorithm: siri, not gigpo"),
+        ({"skills.n_eval": 9, "skills.max_eval": 3}, "skills.n_eval: 9 is above skills.max_eval: 3"),
+        ({"skills.retire_below": 1.0}, "skills.retire_below: 1.0 is above skills.promote_above: -2.0"),
+        ({"mining.temperature": 0, "mining.num_candidates": 2}, "mining.num_candidates: 2 answers would all be"),
+    ],
+)
+def test_impossible_combinations_are_refused(folder, capsys, settings, message):
+    assert siri(["train", *words(folder, name="refused", **settings)]) == 2
+    assert message in capsys.readouterr().err
