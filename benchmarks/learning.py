@@ -34,9 +34,15 @@ def gain(summary: dict) -> float:
 
 
 def table(out: Path, seeds: list[int]) -> dict:
-    """What `gain.json` holds: a row a run, and the median gain of those that learn."""
+    """What `gain.json` holds: a row a run, and the median gain of those that learn.
+
+    The control plays the same games with the same draws before and after, so it shows what the harness adds: nothing.
+    """
     rows = []
-    for path in sorted(out.glob("seed-*.json")):
+    names = [*(run_name(seed, control=False) for seed in seeds), run_name(seeds[0], control=True)]
+    for path in (out / f"{name}.json" for name in names):
+        if not path.exists():
+            continue
         summary = json.loads(path.read_text())
         before, after = summary["eval"]["initial"], summary["eval"]["final"]
         assert before["split_hash"] == after["split_hash"]
@@ -76,7 +82,7 @@ def main() -> None:
         print(
             f"{name}: {gain(json.loads(target.read_text())):+.1f} points, {time.monotonic() - began:.0f} s", flush=True
         )
-        (args.out / "gain.json").write_text(json.dumps(table(args.out, args.seeds), indent=1) + "\n")
+    (args.out / "gain.json").write_text(json.dumps(table(args.out, args.seeds), indent=1) + "\n")
     print(json.dumps(table(args.out, args.seeds), indent=1))
 
 

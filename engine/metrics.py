@@ -29,7 +29,7 @@ SHOWN = (
     ("rollout", "tokens_per_second/rollout", "{:,.0f} tok/s"),
     ("train", "tokens_per_second/train", "{:,.0f} tok/s"),
     ("kl", "train/approx_kl", "{:.4f}"),
-    ("mismatch", "mismatch/mean", "{:.4f}"),
+    ("mismatch", "mismatch/mean", "{:.1e}"),
 )
 """Label, metric and format of what the line on stdout holds; a metric that is absent is left out."""
 

@@ -215,8 +215,8 @@ def _kv_cache_bytes(
         asked = min(sequence * max_num_seqs, max(most, sequence))
     if asked < sequence:
         raise UserError(
-            f"kv_cache_bytes: {asked} bytes do not hold one sequence of {max_model_len} tokens "
-            f"({sequence} bytes); free memory for it, or shorten policy.max_prompt_tokens"
+            f"policy.max_prompt_tokens: with the action it makes {max_model_len} tokens, whose KV cache takes "
+            f"{sequence} bytes, and there are {asked} for it; lower it, or free memory"
         )
     return asked
 

@@ -27,7 +27,8 @@ class EnvironmentConfig(Section):
     name: Literal["household"] = "household"
     """Environment family."""
     engine: Literal["siri", "textworld"] = "siri"
-    """Our own engine, or the reference of the alfworld package in worker processes: equal episodes, far slower."""
+    """Our own engine, or the reference of the alfworld package in worker processes: equal episodes, far
+    slower, and 33 MB of the temporary folder for each live game."""
     games: Literal["procedural", "official"] = "procedural"
     """Games of our own generator (no download), or the official ALFWorld games."""
     path: str | None = None

@@ -1,31 +1,24 @@
 """Evaluation on the plain prompt: every task of a split played exactly once.
 
 This path renders prompts without skills and has no access to any bank: nothing it imports can read one (a test walks
-the imports). Results carry the split's hash; numbers with different hashes are of different tasks and must not be
+the imports). Results carry the hash of the tasks; numbers with different hashes are of different tasks and must not be
 compared.
 """
 
-import argparse
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from siri.config import EvalConfig, PolicyConfig, RunConfig
-from siri.engine.checkpoint import checkpoint_folders, load_checkpoint, load_latest
-from siri.engine.config import load_config
-from siri.engine.distributed import World, all_gather_object, init_world, shutdown
-from siri.engine.errors import UserError
-from siri.engine.files import strict_json
+from siri.config import EvalConfig, PolicyConfig
+from siri.engine.dialogue import Dialogue
+from siri.engine.distributed import World, all_gather_object
 from siri.engine.rollout import Episode, Progress, collect
 from siri.engine.sampling import Sampler
 from siri.engine.trajectory import Ended, Trajectory
 from siri.envs.household.source import split_hash
 from siri.prompts import Renderer
-from siri.session import Games, open_session
-from siri.shipped import resolve
+from siri.session import Games
 
 EVAL_STEP = 2**31 - 1
 """Stands where training puts its iteration in the seed of a request: no evaluation shares a seed with training."""
@@ -110,8 +103,12 @@ def evaluate(
     policy_version: int,
     world: World,
     on_progress: Callable[[Progress], None] | None = None,
+    dialogues: Callable[[str], Callable[[], Dialogue]] | None = None,
 ) -> Evaluation:
-    """Play the first `config.limit` (default all) tasks of `split`, shared out over the ranks."""
+    """Play the first `config.limit` (default all) tasks of `split`, shared out over the ranks.
+
+    `dialogues` maps a task id to what makes its dialogue, for a comparison with other prompts than the plain one.
+    """
     tasks = list(enumerate(source.tasks(split)))[: config.limit]
     episodes = [
         Episode(
@@ -120,7 +117,7 @@ def evaluate(
             task_id=task_id,
             task_type=source.task_type(task_id),
             environment=source.make(task_id),
-            dialogue=renderer.dialogue,
+            dialogue=renderer.dialogue if dialogues is None else dialogues(task_id),
         )
         for index, task_id in tasks[world.rank :: world.size]
     ]
@@ -139,7 +136,7 @@ def evaluate(
     )
     outcomes = [_Outcome.of(trajectory) for trajectory in played]
     gathered = [outcome for rank in all_gather_object(world, outcomes) for outcome in rank]
-    return summarize(gathered, split=split, split_hash=split_hash(source, split))
+    return summarize(gathered, split=split, split_hash=split_hash(source, split, config.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,77 +165,3 @@ def summarize(outcomes: Sequence[_Outcome], *, split: str, split_hash: str) -> E
         mean_turns=sum(outcome.turns for outcome in kept) / max(1, len(kept)),
         errors=len(outcomes) - len(kept),
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory, e.g. runs/default")
-    parser.add_argument("--split", required=True, help="e.g. valid; official games: valid_seen")
-    parser.add_argument("--limit", type=int, help="only the first N tasks of the split")
-    parser.add_argument(
-        "--checkpoint",
-        default="latest",
-        help="latest, best, step-N, or initial [latest]",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def run(args: argparse.Namespace) -> int:
-    if not (args.run / "config.yaml").exists():
-        raise UserError(f"--run: {args.run} is not a run directory (no config.yaml in it); give one like runs/default")
-    config = load_config(RunConfig, str(args.run / "config.yaml"))
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit: {args.limit} tasks cannot be played; give 1 or more, or leave it out")
-    world = init_world(config.device)
-    try:
-        result = evaluate_run(args.run, config, world, split=args.split, limit=args.limit, checkpoint=args.checkpoint)
-    finally:
-        shutdown()
-    if world.is_main:
-        print(strict_json(result.as_dict(), indent=2) if args.json else result)
-    return 0
-
-
-def evaluate_run(
-    run_dir: Path, config: RunConfig, world: World, *, split: str, limit: int | None, checkpoint: str
-) -> Evaluation:
-    """Evaluate a checkpoint of a run under the run's own settings. Raises UserError if there is no such checkpoint."""
-    source = _policy_of(run_dir, checkpoint, config, world)
-    with open_session(config, world, splits={"--split": split}, policy_source=source) as session:
-        session.sampler.load_weights(session.policy.model.state_dict().items(), version=0)
-        return evaluate(
-            session.sampler,
-            session.source,
-            session.renderer,
-            split=split,
-            policy=config.policy,
-            config=config.eval.model_copy(update={"limit": limit}),
-            max_turns=config.environment.max_turns,
-            max_concurrent=config.rollout.max_concurrent,
-            seed=config.seed,
-            policy_version=0,
-            world=world,
-            on_progress=_show if sys.stderr.isatty() and world.is_main else None,
-        )
-
-
-def _policy_of(run_dir: Path, checkpoint: str, config: RunConfig, world: World) -> str:
-    """Directory of the policy that `--checkpoint` means."""
-    if checkpoint == "initial":
-        return resolve(config.policy.model)
-    if checkpoint == "latest":
-        found = load_latest(run_dir, world)
-        if found is None:
-            raise UserError(f"--run: {run_dir} holds no checkpoint yet; wait for one, or give --checkpoint initial")
-        return str(found.policy)
-    folder = run_dir / "checkpoints" / checkpoint
-    if not folder.exists():
-        names = ["initial", *(path.name for path in checkpoint_folders(run_dir))]
-        raise UserError(f"--checkpoint: {run_dir} holds no {checkpoint!r}; it has {', '.join(names)}")
-    return str(load_checkpoint(folder).policy)
-
-
-def _show(progress: Progress) -> None:
-    sys.stderr.write(f"\r{progress.finished}/{progress.total} played, {progress.successes} solved ")
-    if progress.finished == progress.total:
-        sys.stderr.write("\n")
-    sys.stderr.flush()

@@ -63,8 +63,8 @@ class TurnMarkup:
         if not second.startswith(first + assistant) or not found or ending != before_action or not after_action:
             raise UserError(
                 f"policy: the chat template of {tokenizer.name_or_path!r} rewrites earlier turns, so a conversation "
-                "cannot grow token by token; use another model, or set a `chat_template` without that in its "
-                "tokenizer_config.json"
+                "cannot grow token by token; use another model, or a template without that (its chat_template.jinja, "
+                "or `chat_template` in its tokenizer_config.json)"
             )
         return cls(before_first=before_first, before_action=before_action, after_action=after_action)
 
@@ -248,6 +248,8 @@ class TaggedDialogue:
         if not action:
             return ParsedAction(text="", span=(0, 0), parsed=False)
         span = self._renderer.span_of(ids, start + lead, start + lead + len(text[start:stop].strip()))
+        if not self._renderer.special_ids.isdisjoint(ids[slice(*span)].tolist()):  # `text` does not show these
+            return ParsedAction(text=action, span=(0, 0), parsed=False)
         return ParsedAction(text=action, span=span, parsed=thought)
 
     def advance(self, action_ids: np.ndarray, parsed: ParsedAction, observation: Observation) -> None:

@@ -24,7 +24,7 @@ from siri.engine.rollout import Episode, collect
 from siri.engine.trajectory import Minibatch, Trajectory
 from siri.guidance import Guidance, open_guidance
 from siri.prompts import skill_text
-from siri.run_dir import RunState, check_run_dir, claim_run_dir
+from siri.run_dir import RunState, check_run_dir, claim_run_dir, git_commit
 from siri.session import Session, open_session
 from siri.shipped import resolve
 from siri.trials import halves
@@ -150,7 +150,7 @@ def restore(checkpoint: Checkpoint | None, optimizer: ShardedAdamW, config: RunC
     """
     random_state.seed_all(config.seed * world.size + world.rank)
     if checkpoint is None:
-        return RunState()
+        return RunState(commit=git_commit())
     checkpoint.restore_random_state(world)
     optimizer.load_state_dict(checkpoint.optimizer_state())
     return RunState(**checkpoint.state)
@@ -264,7 +264,7 @@ def update_policy(run: Run, step: int, minibatches: Sequence[Minibatch]) -> dict
     internalised = run.state.tokens.get("internalised", 0.0) + changes.get("distill/tokens", 0.0)
     run.state.tokens["internalised"] = internalised
     run.state.bad_steps_in_a_row, run.state.bad_steps = run.guard.in_a_row, run.guard.total
-    if "mismatch/mean" in changes:
+    if np.isfinite(changes.get("mismatch/mean", np.nan)):
         seen = run.state.mismatch
         seen["iterations"] = seen.get("iterations", 0.0) + 1
         seen["mean"] = seen.get("mean", 0.0) + (changes["mismatch/mean"] - seen.get("mean", 0.0)) / seen["iterations"]

@@ -25,6 +25,8 @@ MAY_CHANGE = ("iterations", "max_env_steps", "tensorboard", "checkpoint", "runs_
 class RunState:
     """Where a run is. Goes into each checkpoint as it is."""
 
+    commit: str | None = None
+    """Of the checkout that began the run."""
     step: int = 0
     """Iterations done."""
     env_steps: int = 0
@@ -38,7 +40,8 @@ class RunState:
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `initial`, `step-N`, `final`."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock seconds by activity, over all sittings; `startup` is loading and starting the sampler."""
+    """Wall-clock seconds by activity, over all sittings; `startup` is loading and starting the sampler. The start of
+    Python and the writing of the last checkpoint are in none."""
     mismatch: dict[str, float] = field(default_factory=dict)
     """|trainer - sampler| log-probability in nats: `mean` and `max` over the run, and over how many `iterations`."""
     tokens: dict[str, float] = field(default_factory=dict)
@@ -117,7 +120,7 @@ def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:
         "ranks": world.size,
         "device": device_name(world),
         "versions": versions(),
-        "git_commit": git_commit(),
+        "git_commit": state.commit,
     }
 
 

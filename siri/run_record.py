@@ -12,11 +12,26 @@ from siri.engine.metrics import append_line, keep_before
 from siri.engine.trajectory import Ended, Minibatch, Trajectory
 from siri.evaluate import evaluate
 from siri.prompts import skill_text
+from siri.report.command import write_report
+from siri.report.formats import Half, Sample
+from siri.report.run_files import last_saved
 from siri.run import Run, hold_weights
 from siri.run_dir import summary
 
 SAMPLE_CHARS = 1200
 """Most characters kept of an observation or action in samples.jsonl."""
+
+
+def say_what_begins(run: Run) -> bool:
+    """A line for people. Returns whether there is nothing left to do: the run is over, and its summary written."""
+    config, state = run.config, run.state
+    if run.is_over() and (config.run_dir / "summary.json").exists():
+        run.log.note(f"{config.run_dir}: this run is over ({state.step} iterations); see summary.json and report.html")
+        return True
+    where = f"{run.world}, sampling with {type(run.session.sampler).__name__}"
+    begins = f"after iteration {state.step}" if state.step else "from the start"
+    run.log.note(f"{config.run_dir}: {config.algorithm} with {config.policy.model} on {where}, {begins}")
+    return False
 
 
 def account(run: Run, minibatches: Sequence[Minibatch], action_tokens: float) -> dict[str, float]:
@@ -83,7 +98,59 @@ def save(run: Run, *, score: float | None) -> None:
     )
 
 
+def keep_sample(run: Run, step: int, trajectories: Sequence[Trajectory], effect: Mapping[int, float]) -> None:
+    """Appends to samples.jsonl how one task of iteration `step` went without and with skills, for people to read.
+
+    Of the groups with an `effect` (Delta_g) on rank 0, the first one; of each of its halves the first episode. Lines of
+    iterations that are run again are dropped first, so a stopped run ends with the same file. Bounded: every iteration
+    up to 63, every second up to 127, every fourth up to 255 and so on (which does not depend on how long the run will
+    be, as that may change), and no text longer than SAMPLE_CHARS: 20 turns with household's texts are 10 to 20 kB, a
+    run of 1000 iterations keeps 190 pairs.
+    """
+    if not run.world.is_main or step % (1 << max(0, step.bit_length() - 6)):
+        return
+    path = run.config.run_dir / "samples.jsonl"
+    keep_before(path, step)
+    if effect:
+        group = min(effect)
+        played = [t for t in trajectories if t.group == group and t.ended is not Ended.ENV_ERROR]
+        plain, guided = (next(t for t in played if bool(t.condition) is guided) for guided in (False, True))
+        skills = [run.guidance.bank[id] for id in guided.condition]
+        sample = Sample(
+            step=step,
+            task_id=guided.task_id,
+            task=guided.task,
+            skills=tuple(skill_text(skill.condition, skill.strategy) for skill in skills),
+            delta=effect[group],
+            plain=_half(plain),
+            guided=_half(guided),
+        )
+        append_line(path, strict_json(asdict(sample)))
+
+
+def _half(trajectory: Trajectory) -> Half:
+    turns = tuple((_cut(turn.observation), _cut(turn.action), turn.action_valid) for turn in trajectory.turns)
+    return Half(success=trajectory.success, ended=trajectory.ended.value, turns=turns)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARS else text[:SAMPLE_CHARS] + "…"
+
+
 def write_summary(run: Run) -> None:
+    """summary.json and report.html, the last things that a run writes."""
+    config = run.config
     run.state.guidance = run.guidance.as_dict()
-    if run.world.is_main:
-        write_json_atomic(run.config.run_dir / "summary.json", summary(run.config, run.state, run.world))
+    if not run.world.is_main:
+        return
+    keep_before(config.run_dir / "samples.jsonl", run.state.step)  # a run that is now shorter than it was
+    content = {**summary(config, run.state, run.world), "saved": last_saved(config.run_dir)}
+    write_json_atomic(config.run_dir / "summary.json", content)
+    before, after = run.state.evaluations["initial"], run.state.evaluations["final"]
+    change = f"{before['success_rate']:.1%} -> {after['success_rate']:.1%}"
+    run.log.note(f"plain success {change} ({after['episodes']} games of {after['split']}); see {config.run_dir}")
+    try:
+        write_report(config.run_dir)
+    except Exception as error:  # the run is whole without its picture, which can be made again at any time
+        reason = f"{type(error).__name__}: {error}"
+        run.log.note(f"warning: no report ({reason}); `siri report --run {config.run_dir}` tries again")

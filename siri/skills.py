@@ -11,10 +11,13 @@ oldest goes, as it has had the longest chance to be tried: if the newest went, a
 would never take in another. Nothing depends on the order in which groups are told of, or on the number of ranks.
 """
 
+import importlib
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
 from typing import Any, Literal
 
@@ -193,7 +196,7 @@ class SkillBank:
         scores = bm25(task, [skill.condition for skill in live])
         matches = [(score, skill) for score, skill in zip(scores, live, strict=True) if score > 0]
         ranked = [skill for _, skill in sorted(matches, key=lambda match: (-match[0], -match[1].mean))]
-        untested = [skill for skill in ranked if skill.status == "candidate" and skill.count < self.rules.n_eval]
+        untested = [skill for skill in ranked if skill.count < self.rules.n_eval]  # so, a candidate
         rng = Random(seed)
         if untested and rng.random() < explore:
             tried = untested[int(rng.random() * len(untested))]
@@ -284,10 +287,9 @@ def bm25(query: str, texts: Sequence[str]) -> list[float]:
     Lucene's inverse document frequency is above 0 however many texts have the word. English function words do not
     count: among three texts the one "a" would outweigh a noun that two of them have.
     """
-    import bm25s  # it imports numba where vLLM has brought that, which takes 3 s
-    from bm25s.stopwords import STOPWORDS_EN_PLUS
-
-    contents = [[word for word in words(text) if word not in STOPWORDS_EN_PLUS] for text in texts]
+    bm25s = _without_numba("bm25s")
+    stopwords = bm25s.stopwords.STOPWORDS_EN_PLUS
+    contents = [[word for word in words(text) if word not in stopwords] for text in texts]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(word for text in contents for word in text))}
     asked = [vocabulary[word] for word in dict.fromkeys(words(query)) if word in vocabulary]
     if not asked:
@@ -297,3 +299,20 @@ def bm25(query: str, texts: Sequence[str]) -> list[float]:
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75, dtype="float64")
     index.index((numbered, vocabulary), create_empty_token=False, show_progress=False)
     return [float(score) for score in index.get_scores_from_ids(asked)]
+
+
+@cache
+def _without_numba(name: str) -> Any:
+    """Import a module that would import numba (which vLLM brings), without it.
+
+    numba takes 3 s, and with its llvmlite in the process vLLM 0.32 does not start: it looks through the attributes of
+    every loaded module, and trips over llvmlite's.
+    """
+    masked = "numba" not in sys.modules
+    if masked:
+        sys.modules["numba"] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        return importlib.import_module(name)
+    finally:
+        if masked:
+            del sys.modules["numba"]

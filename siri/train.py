@@ -32,7 +32,7 @@ from siri.gigpo import gigpo_advantages, turn_table
 from siri.paths import find_config
 from siri.rollout_metrics import rollout_metrics
 from siri.run import collect_episodes, mine_skills, open_run, update_policy
-from siri.run_record import account, evaluate_now, pass_to_next_phase, save, write_summary
+from siri.run_record import account, evaluate_now, keep_sample, pass_to_next_phase, save, say_what_begins, write_summary
 
 
 def train(config: RunConfig, world: World) -> None:
@@ -43,6 +43,8 @@ def train(config: RunConfig, world: World) -> None:
     """
     with open_run(config, world) as run:
         log, state, guidance = run.log, run.state, run.guidance
+        if say_what_begins(run):
+            return
         if "initial" not in state.evaluations:
             evaluate_now(run, "initial")
 
@@ -83,8 +85,9 @@ def train(config: RunConfig, world: World) -> None:
                 score = evaluate_now(run, f"step-{state.step}")
 
             speeds = account(run, minibatches, episodes["rollout/action_tokens"])
+            keep_sample(run, step, trajectories, effect)
             log.record(step, {**mined, **episodes, **skills, **changes, **speeds, "phase": phase})
-            if run.is_over() or state.step % config.checkpoint.every == 0:
+            if score is not None or state.step % config.checkpoint.every == 0:
                 with log.timed("checkpoint"):
                     save(run, score=score)
         write_summary(run)

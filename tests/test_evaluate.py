@@ -1,7 +1,6 @@
 """Evaluation: intervals by their definition, every task of a split once, the checkpoint that was asked for."""
 
 import json
-import math
 import random
 import re
 import subprocess
@@ -60,8 +59,10 @@ def test_both_ends_are_where_the_observed_rate_is_z_standard_errors_away(data, t
     assert rate - 1e-12 <= high <= 1
     for end in (low, high):  # squared: near 0 the root of a rounding error is no rounding error
         assert (rate - end) ** 2 == pytest.approx(z * z * end * (1 - end) / trials, rel=1e-6, abs=1e-14)
-    # The two ends are two solutions, not one of them twice.
-    assert high - low > z * math.sqrt(rate * (1 - rate) / trials)
+    # The two ends are the two solutions, not one of them twice: sum and product of the roots of that equation.
+    share = z * z / trials
+    assert low + high == pytest.approx((2 * rate + share) / (1 + share), abs=1e-9)
+    assert low * high == pytest.approx(rate**2 / (1 + share), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,8 @@ def test_a_limit_plays_the_first_tasks(run_dir, played, capsys):
     result = evaluated(run_dir, "--split valid --limit 3", capsys)
     assert played == Counter([*SOURCE.tasks("valid")[:3], *["resets"] * 3])
     assert result["episodes"] == 3
+    assert result["split_hash"] == split_hash(SOURCE, "valid", 3) != split_hash(SOURCE, "valid")
+    assert split_hash(SOURCE, "valid", NUM_VALID) == split_hash(SOURCE, "valid")
     assert sum(rate["episodes"] for rate in result["by_type"].values()) == 3
 
 

@@ -147,7 +147,7 @@ def test_a_line_an_iteration_where_there_is_no_terminal(tmp_path, capsys, monkey
         log.progress("rollout", 3, 4)
     assert capsys.readouterr().out.splitlines() == [
         "from [checkpoint] step-7",
-        "8/200  success 43.8%  return 4.38  rollout 5,321 tok/s  train 987,654 tok/s  kl 0.0012  mismatch 0.0004"
+        "8/200  success 43.8%  return 4.38  rollout 5,321 tok/s  train 987,654 tok/s  kl 0.0012  mismatch 4.0e-04"
         "  left 3 h 12 min",
         "9/200  success 100.0%  left 3 h 11 min",
     ]

@@ -68,6 +68,13 @@ def test_an_action_with_a_special_token_inside_is_not_an_action():
     ids = np.array([*r.literal("take mug"), marker, *r.literal("2"), r.after_action[0]], np.int32)
     parsed = r.dialogue().parse(ids)
     assert (parsed.parsed, parsed.span) == (False, (0, 0))
+    r = renderer("tagged")
+    written = r.literal("<think>x</think><action>take mug")
+    ids = np.array([*written, marker, *r.literal("2</action>"), r.after_action[0]], np.int32)
+    parsed = r.dialogue().parse(ids)
+    assert (parsed.parsed, parsed.span) == (False, (0, 0))
+    outside = np.array([marker, *r.literal("<think>x</think><action>take mug 2</action>"), r.after_action[0]], np.int32)
+    assert r.dialogue().parse(outside).parsed
 
 
 @given(text=st.text(max_size=60))

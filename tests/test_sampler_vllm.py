@@ -245,7 +245,9 @@ def test_every_column_of_a_wide_layer_is_compared_within_a_few_hand_overs(model,
 
 def test_user_errors(tmp_path, started):
     folder = started[1]
-    with pytest.raises(UserError, match=r"kv_cache_bytes: 1000 bytes do not hold one sequence of 256 tokens"):
+    with pytest.raises(
+        UserError, match=r"policy\.max_prompt_tokens: .* makes 256 tokens, .*, and there are 1000 for it"
+    ):
         open_sampler(folder, kv_cache_bytes=1000)
     with pytest.raises(UserError, match=r"rollout.sampler: vLLM cannot run .* context of 4096 tokens"):
         open_sampler(folder, max_model_len=4096)

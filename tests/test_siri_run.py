@@ -93,6 +93,26 @@ def test_a_run_resumes_in_any_phase_to_the_same_bank_and_weights(folder, stops):
     assert same(folder / name, folder / "whole", 4)
 
 
+def test_the_comparison_with_the_bank_says_what_it_is(folder, capsys):
+    command = ["eval", "--run", str(folder / "whole"), "--split", "train", "--limit", "3"]
+    assert siri([*command, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert siri([*command, "--json", "--with-skills"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["plain"] == plain
+    assert both["with_bank"]["episodes"] == 3
+    assert both["with_bank"]["split_hash"] == plain["split_hash"]
+    active = [skill for skill in bank(folder / "whole") if skill["status"] == "active"]
+    assert both["active_skills"] == len(active)
+    assert siri([*command, "--with-skills"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.startswith("plain prompt")
+    assert "not a result of the plain policy" in second
+    assert "plain prompt" not in second
+    assert siri([*command, "--with-skills", "--checkpoint", "initial"]) == 2
+    assert "--with-skills: the bank of this checkpoint has no active skill (0 in all)" in capsys.readouterr().err
+
+
 def test_skills_from_a_file_are_shown_and_tried_and_none_are_mined(folder, tmp_path):
     listed = [{"condition": f"you need {thing}", "strategy": "look at countertop"} for thing in ("mug", "book", "egg")]
     (tmp_path / "skills.json").write_text(json.dumps(listed))

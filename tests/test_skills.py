@@ -365,3 +365,15 @@ def test_exploration_takes_the_last_place_and_only_what_is_untested() -> None:
 def test_the_bank_needs_no_torch() -> None:
     code = "import sys, siri.skills; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_retrieval_leaves_numba_alone():
+    """With numba's llvmlite in the process, vLLM 0.32 does not start."""
+    code = (
+        "import sys; from siri.skills import bm25; print(bm25('find a mug', ['you need mug', 'you need pan']));"
+        "print('numba' in sys.modules, 'llvmlite' in sys.modules)"
+    )
+    scores, loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()
+    assert loaded == "False False"
+    mug, pan = json.loads(scores)
+    assert mug > 0 == pan

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models import model_directory, policy
@@ -21,8 +23,9 @@ from siri.engine.errors import UserError
 from siri.engine.metrics import without_clock
 from siri.engine.optim import BadStepGuard, ShardedAdamW
 from siri.engine.rollout_vllm import vllm_is_installed
+from siri.envs.household import HouseholdEnv
 from siri.kernels import linear_policy_loss
-from siri.run import draw_tasks
+from siri.run import collect_episodes, draw_tasks
 from siri.run_dir import check_run_dir
 from siri.shipped import _move_into_place
 from siri.train import main
@@ -107,10 +110,49 @@ def test_weights_change_and_the_seed_decides_how(folder):
     assert not same(folder / "other", folder / "whole", 4)
 
 
-def test_a_run_that_ended_is_not_run_again(folder):
-    before = (folder / "whole" / "metrics.jsonl").read_bytes()
+def test_a_run_that_ended_is_not_run_again(folder, capsys):
+    names = ("metrics.jsonl", "summary.json", "skills.json")
+    before = [(folder / "whole" / name).read_bytes() for name in names]
     assert main(words(folder, name="whole")) == 0
-    assert (folder / "whole" / "metrics.jsonl").read_bytes() == before
+    assert [(folder / "whole" / name).read_bytes() for name in names] == before
+    assert "this run is over (4 iterations)" in capsys.readouterr().out
+
+
+def test_generators_of_the_process_go_on_where_they_were(folder, monkeypatch):
+    """Nothing of ours draws from them; an environment may."""
+    step = HouseholdEnv.step
+
+    def noisy(self, action):
+        noise = random.random() + torch.rand(()).item() + float(np.random.rand())
+        return replace(step(self, action), reward=noise)
+
+    monkeypatch.setattr(HouseholdEnv, "step", noisy)
+    assert main(words(folder, name="noisy")) == 0
+    assert main(words(folder, name="noisy-other", seed=1)) == 0
+    assert metrics(folder / "noisy")[0]["rollout/return"] != metrics(folder / "noisy-other")[0]["rollout/return"]
+    calls = []
+
+    def stopped(run, step):
+        calls.append(step)
+        if calls == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return collect_episodes(run, step)
+
+    monkeypatch.setattr("siri.train.collect_episodes", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(words(folder, name="noisy-stopped"))
+    assert main(words(folder, name="noisy-stopped")) == 0
+    assert calls == [0, 1, 2, 2, 3]
+    assert metrics(folder / "noisy-stopped") == metrics(folder / "noisy")
+    assert same(folder / "noisy-stopped", folder / "noisy", 4)
+
+
+def test_evaluated_weights_are_kept_and_the_best_of_them_is_best(folder):
+    settings = {"name": "evaluated", "eval.every": 2, "checkpoint.every": 3, "checkpoint.keep_last": 9}
+    assert main(words(folder, **settings)) == 0
+    kept = [path.name for path in (folder / "evaluated" / "checkpoints").iterdir() if not path.is_symlink()]
+    assert sorted(kept) == ["step-2", "step-3", "step-4"]
+    assert os.readlink(folder / "evaluated" / "checkpoints" / "best") in ("step-2", "step-4")
 
 
 def test_more_iterations_go_on_where_the_run_ended(folder):

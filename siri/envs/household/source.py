@@ -113,10 +113,11 @@ class OfficialGames:
         return self._games[split]
 
 
-def split_hash(source: ProceduralGames | OfficialGames, split: str) -> str:
-    """SHA-256 (hex) over the ids and the whole contents of a split, in order: equal only for equal evaluation sets."""
+def split_hash(source: ProceduralGames | OfficialGames, split: str, limit: int | None = None) -> str:
+    """SHA-256 (hex) over the ids and the whole contents of the first `limit` (default: all) tasks of a split, in order:
+    equal only for equal evaluation sets."""
     digest = hashlib.sha256()
-    for task_id in source.tasks(split):
+    for task_id in source.tasks(split)[:limit]:
         game = source.game(task_id)
         digest.update(f"{task_id}\n{game.task}\n{format_problem(game.problem)}".encode())
     return digest.hexdigest()
