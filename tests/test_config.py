@@ -205,7 +205,9 @@ def test_missing_and_unreadable_files(tmp_path):
 
 
 texts = st.one_of(
-    st.text(max_size=20), st.sampled_from(["1e-4", "on", "null", "~", "010", "2024-01-01", ".inf", "a: b", "# x", "="])
+    st.text(max_size=20),
+    st.sampled_from(["1e-4", "on", "null", "~", "010", "2024-01-01", ".inf", "a: b", "# x", "="]),
+    st.sampled_from(["\x85", "a\x85b", "\u2028", "a\u2029\u00e9", "\n", "a\r\nb", "\ufeff", "\x85'\""]),
 )
 
 
