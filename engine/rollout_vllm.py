@@ -22,7 +22,7 @@ from transformers import AutoConfig
 from siri.engine import random_state
 from siri.engine.errors import UserError
 from siri.engine.sampling import Completion, SampleRequest, check_version
-from siri.engine.weight_sharing import HandOver, hand_over
+from siri.engine.weight_sharing import hand_over
 
 CPU_KV_CACHE_BYTES = 2**30
 """Most that the KV cache takes on a CPU unless told otherwise: 110 k tokens of the tiny policy."""
@@ -44,7 +44,6 @@ class VllmSampler:
         self._pending: set[int] = set()
         self._version: int | None = None
         self._asleep = False
-        self.last_hand_over: HandOver | None = None
 
     @property
     def held_version(self) -> int | None:
@@ -98,7 +97,7 @@ class VllmSampler:
         assert not self._pending, "requests are pending"
         held, self._version = self._version, None
         with random_state.preserved():
-            self.last_hand_over = hand_over(self._engine, named_tensors, version=version, held=held)
+            hand_over(self._engine, named_tensors, version=version, held=held)
             if self._asleep:
                 self._engine.wake_up(tags=["kv_cache"])
                 self._asleep = False

@@ -140,7 +140,8 @@ class Guidance:
         if self.distill_lambda(step) == 0:
             return rows
         config = self.config.internalize
-        gate = "group" if self.config.no_validation and config.gate != "group" else config.gate
+        # Skills that are never judged have no utility: only the effect in the group is left to gate by.
+        gate = "group" if self.config.no_validation else config.gate
         distilled = rerendered_rows(
             trajectories,
             advantages,
