@@ -2,15 +2,18 @@
 
 play     a searching expert's episodes in procedural games, with random actions mixed in (shown, not imitated). Its
          search order is uniform: the policy learns to look, to remember and to use what it finds, and no prior about
-         where things are; that is left to reinforcement learning. Some episodes carry hints, right and wrong alike,
+         where things are; that is left to reinforcement learning. Half the episodes carry hints, drawn at random,
          which the expert follows: the policy learns to act on a skill block, not which skills are true.
 copying  a random word sequence, repeated: forms the copying circuit early.
-skills   a played episode as the mining request shows it, answered with a skill: where the sought thing was found.
+skills   a solved episode as the mining request shows it, answered with a skill: where the sought thing was found.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from random import Random
+from typing import Literal
 
 import numpy as np
 
@@ -20,17 +23,26 @@ from siri.envs.household import HouseholdEnv
 from siri.envs.household.brief import brief
 from siri.envs.household.experts import SearchingExpert
 from siri.envs.household.generator import Size, generate_game
+from siri.envs.household.rooms import BY_ROOM
 from siri.envs.household.tasks import read_sentence
 from siri.prompts import Renderer, skill_answer, skill_request, skill_text
 
-HINTED = 0.4
-"""Share of played episodes with a hint."""
+Rooms = Literal["small", "full", "both"]
+"""Sizes of the games played; both: one or the other, half the time each."""
+
+HINTED = 0.5
+"""Share of played episodes with hints."""
 NOISE = 0.05
 """Share of random actions. At 0 a policy that slips once never gets back on its way."""
-DITHER = 0.5
+DITHER = 0.4
 """Share of turns on which the demonstrator looks around, or at what it holds, to no purpose. It is imitated in this
-too: what is cloned is an agent that can do every task and wastes half its turns. That this does not pay is left to
+too: what is cloned is an agent that can do every task and wastes many of its turns. That this does not pay is left to
 reinforcement learning to find out, as is where things are."""
+SOLVED_WITHIN = 32
+LAMP_HINTS = 0.3
+"""Share of hints that say where the lamp is, in tasks with one."""
+PRESENT = 0.7
+"""Share of hints that name only receptacles of this room."""
 OBSERVATION_WEIGHT = 0.2
 """Loss weight of observation tokens: what they repeat of the action trains copying too."""
 
@@ -47,19 +59,39 @@ class Play:
     imitate: tuple[bool, ...]
 
 
-def play(index: int, *, size: Size, max_turns: int) -> Play:
+def play(index: int, *, size: Rooms, max_turns: int) -> Play:
     """The expert's episode number `index` (train games only)."""
     rng = Random(f"play/{size}/{index}")
-    game = generate_game(f"warmstart-{index}", size=size, split="train")
+    return _play(f"warmstart-{index}", rng, size=size, max_turns=max_turns, hinted=HINTED, dither=DITHER)
+
+
+def solved(index: int, *, size: Rooms) -> Play:
+    """A solved episode of at most `SOLVED_WITHIN` turns, without hints, number `index`: to write a skill from.
+
+    Its demonstrator wastes anything from none to `DITHER` of its turns: skills are asked for before and after
+    reinforcement learning has made the policy quick.
+    """
+    rng = Random(f"solved/{size}/{index}")
+    for attempt in count():
+        seed, dither = f"warmstart-solved-{index}-{attempt}", rng.random() * DITHER
+        played = _play(seed, rng, size=size, max_turns=SOLVED_WITHIN, hinted=0.0, dither=dither)
+        if played.observations[-1].success:
+            return played
+    raise AssertionError("unreachable: an expert solves most games")
+
+
+def _play(seed: str, rng: Random, *, size: Rooms, max_turns: int, hinted: float, dither: float) -> Play:
+    drawn: Size = rng.choice(("small", "full")) if size == "both" else size
+    game = generate_game(seed, size=drawn, split="train")
     env = HouseholdEnv(game)
     observation = env.reset()
-    first: list[str] = []
-    hints: tuple[str, ...] = ()
-    if rng.random() < HINTED:
-        kinds = sorted({name.partition(" ")[0] for name in brief(observation.text).split(", ")})
-        first = rng.sample(kinds, min(len(kinds), rng.choice((1, 1, 2, 3))))
-        hints = (skill_text(*_skill(game.task, first)),)
-    expert = SearchingExpert(game.task, seed=index, first=first, noise=NOISE, dither=DITHER)
+    told: list[tuple[str, list[str]]] = []
+    if rng.random() < hinted:
+        told = [_hint(rng, game.task, observation) for _ in range(rng.choice((1, 2, 3)))]
+    hints: defaultdict[str, list[str]] = defaultdict(list)
+    for sought, kinds in told:
+        hints[sought] += (kind for kind in kinds if kind not in hints[sought])
+    expert = SearchingExpert(game.task, seed=seed, hints=hints, noise=NOISE, dither=dither)
     observations = [observation]
     actions: list[str] = []
     imitate: list[bool] = []
@@ -71,16 +103,30 @@ def play(index: int, *, size: Size, max_turns: int) -> Play:
         imitate.append(not expert.noisy)
     return Play(
         task=game.task,
-        hints=hints,
+        hints=tuple(skill_text(*_skill(sought, kinds)) for sought, kinds in told),
         observations=tuple(observations),
         actions=tuple(actions),
         imitate=tuple(imitate),
     )
 
 
-def _skill(task: str, kinds: Sequence[str]) -> tuple[str, str]:
+def _hint(rng: Random, task: str, start: Observation) -> tuple[str, list[str]]:
+    """What to look for, and one or two kinds of receptacles to look at: of rooms with such things, not always this one.
+
+    Skills come from other rooms; a policy that had only ever been told of what is there would go where nothing is.
+    """
+    errand = read_sentence(task)
+    here = sorted({name.partition(" ")[0] for name in brief(start.text).split(", ")})
+    rooms = [room for room in BY_ROOM.values() if errand.thing in map(str.lower, room.things)]
+    known = sorted({kind.lower() for room in rooms for kind in room.receptacles})
+    lamp = errand.task_type == "look_at_obj_in_light" and rng.random() < LAMP_HINTS
+    kinds = rng.sample(here if rng.random() < PRESENT else known, rng.choice((1, 1, 1, 2)))
+    return errand.target if lamp else errand.thing, kinds
+
+
+def _skill(sought: str, kinds: Sequence[str]) -> tuple[str, str]:
     """(condition, strategy) of "look there first"."""
-    return f"you need {read_sentence(task).thing}", f"look at {', '.join(kinds)}"
+    return f"you need {sought}", f"look at {', '.join(kinds)}"
 
 
 def play_example(played: Play, renderer: Renderer) -> Example:
@@ -107,10 +153,16 @@ def play_example(played: Play, renderer: Renderer) -> Example:
 
 
 def skill_example(played: Play, renderer: Renderer) -> Example:
-    """Asks for a skill from the episode and answers where the first sought thing was taken."""
-    sought = read_sentence(played.task).thing
-    found = [a.rpartition(" from ")[2].partition(" ")[0] for a in played.actions if a.startswith(f"take {sought} ")]
-    answer = skill_answer(*_skill(played.task, list(dict.fromkeys(found)) or ["everything"]))
+    """Asks for a skill from a solved episode; the answer says where the sought things were taken, or, every second time
+    where there is one, where the lamp was."""
+    errand = read_sentence(played.task)
+    sought = errand.thing
+    found = [a.rpartition(" from ")[2] for a in played.actions if a.startswith(f"take {sought} ")]
+    if played.actions[-1].startswith("use ") and Random("; ".join(played.actions)).random() < 0.5:
+        sought = errand.target
+        found = [a.removeprefix("go to ") for a in played.actions if a.startswith("go to ")][-1:]
+    kinds = dict.fromkeys(name.partition(" ")[0] for name in found)
+    answer = skill_answer(*_skill(sought, list(kinds)))
     prompt = [
         *renderer.before_first,
         *renderer.literal(skill_request(played.task, played.actions)),
@@ -133,7 +185,7 @@ def copy_example(index: int, vocabulary: np.ndarray, renderer: Renderer) -> Exam
 
 def corpus_text(played: Play) -> list[str]:
     """Every text of an episode as the dialogue writes it, for the tokenizer."""
-    condition, strategy = _skill(played.task, ["everything"])
+    condition, strategy = _skill(read_sentence(played.task).thing, ["everything"])
     return [
         f"Task: {played.task}\n" + "".join(f"Hint: {hint}\n" for hint in played.hints),
         skill_request(played.task, played.actions),

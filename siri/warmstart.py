@@ -20,12 +20,13 @@ import transformers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from siri.cloning import Example, blocks, clone
-from siri.demonstrations import copy_example, corpus_text, play, play_example, skill_example
+from siri.demonstrations import Rooms, copy_example, corpus_text, play, play_example, skill_example, solved
 from siri.engine.errors import UserError
 from siri.engine.files import user_error_on_write
+from siri.engine.policy import load_policy
 from siri.envs.household.brief import brief
-from siri.envs.household.generator import Size
 from siri.prompts import Renderer
+from siri.run_dir import git_commit
 from siri.tiny import new_model, train_tokenizer
 
 SMALLEST_VOCABULARY = 260
@@ -40,11 +41,12 @@ COPY_SHARE, SKILL_SHARE = 0.05, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmstartConfig:
-    """Settings of a warm start. Those of the shipped policy are in `siri/policies/tiny/warmstart.json`."""
+    """Settings of a warm start. Those of the shipped policy, made in two stages (small rooms, then rooms of both sizes
+    from there on), are in `siri/policies/tiny/warmstart.json`."""
 
     steps: int = 2400
     seed: int = 0
-    size: Size = "small"
+    size: Rooms = "small"
     max_turns: int = 32
     vocab_size: int = 1024
     hidden: int = 192
@@ -52,8 +54,10 @@ class WarmstartConfig:
     heads: int = 3
     intermediate: int = 512
     lr: float = 4e-3
-    rows: int = 11
-    row_tokens: int = 384
+    rows: int = 8
+    row_tokens: int = 512
+    start: str = ""
+    """A directory with a policy made earlier, to go on with: its tokenizer and its sizes stay."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check(config: WarmstartConfig) -> None:
     """Raises UserError for settings that make no model."""
-    if config.size not in get_args(Size):
-        raise UserError(f"--size: {config.size!r} is not a size of household games; use {' or '.join(get_args(Size))}")
+    if config.size not in get_args(Rooms):
+        raise UserError(f"--size: {config.size!r} is not a size of household games; use {' or '.join(get_args(Rooms))}")
     for name, value in asdict(config).items():
         least = SMALLEST_VOCABULARY if name == "vocab_size" else 0 if name == "seed" else 1
         if isinstance(value, int) and value < least:
@@ -93,16 +97,20 @@ def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False
     """Train a tokenizer and a model by `config` and write both to `out`; returns the model."""
     with user_error_on_write(out):
         out.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(config)
+    if config.start:
+        earlier = load_policy(config.start, dtype=torch.float32, device=torch.device("cpu"))
+        model, tokenizer = earlier.model, earlier.tokenizer
+    else:
+        tokenizer = make_tokenizer(config)
+        model = new_model(
+            tokenizer,
+            hidden=config.hidden,
+            layers=config.layers,
+            heads=config.heads,
+            intermediate=config.intermediate,
+            seed=config.seed,
+        )
     renderer = Renderer(tokenizer, style="compact", shorten=brief)
-    model = new_model(
-        tokenizer,
-        hidden=config.hidden,
-        layers=config.layers,
-        heads=config.heads,
-        intermediate=config.intermediate,
-        seed=config.seed,
-    )
     started = time.perf_counter()
     with (out / "warmstart.jsonl").open("w") as log:
 
@@ -121,9 +129,12 @@ def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False
     # Half precision halves the shipped file; the run loads it in float32 again.
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    earlier_command = Path(config.start) / "warmstart.json"
     made = {
+        "start": json.loads(earlier_command.read_text()) if config.start and earlier_command.exists() else None,
+        "commit": git_commit(),
         "command": "siri warmstart "
-        + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(config).items())
+        + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(config).items() if value != "")
         + (" --compile" if compile_model else ""),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(time.perf_counter() - started),
@@ -154,8 +165,9 @@ def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
         if tokens < drill_tokens or kind < COPY_SHARE:
             example = copy_example(index, vocabulary, renderer)
         else:
-            played = play(index, size=config.size, max_turns=config.max_turns)
-            skill = kind < COPY_SHARE + SKILL_SHARE
-            example = skill_example(played, renderer) if skill else play_example(played, renderer)
+            if kind < COPY_SHARE + SKILL_SHARE:
+                example = skill_example(solved(index, size=config.size), renderer)
+            else:
+                example = play_example(play(index, size=config.size, max_turns=config.max_turns), renderer)
         tokens += len(example.ids)
         yield example

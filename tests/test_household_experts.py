@@ -16,6 +16,7 @@ from siri.envs.household.experts import Order, SearchingExpert, likelihood
 from siri.envs.household.generator import generate_game
 from siri.envs.household.problem import Problem
 from siri.envs.household.rooms import BY_ROOM, OPENABLE
+from siri.envs.household.tasks import read_sentence
 
 ORDERS: tuple[Order, ...] = ("uniform", "informed")
 
@@ -104,8 +105,35 @@ def test_a_hint_is_followed_first() -> None:
     for i in range(50):
         game = generate_game(f"hint-{i}")
         kinds = sorted({r.type.lower() for r in game.problem.receptacles})[:2]
-        _, actions = play(game, SearchingExpert(game.task, seed=i, first=kinds[::-1]))
+        hints = {read_sentence(game.task).thing: ["no such place", *kinds[::-1]], "another": ["sinkbasin"]}
+        _, actions = play(game, SearchingExpert(game.task, seed=i, hints=hints))
         assert actions[0].startswith(f"go to {kinds[1]} ")
+        _, unaware = play(game, SearchingExpert(game.task, seed=i))
+        assert play(game, SearchingExpert(game.task, seed=i, hints={"another": kinds}))[1] == unaware
+
+
+def test_a_hint_about_the_lamp_is_followed_once_the_thing_is_in_hand() -> None:
+    tried = 0
+    for i in range(300):
+        game = generate_game(f"lamp-{i}")
+        errand = read_sentence(game.task)
+        if errand.task_type != "look_at_obj_in_light":
+            continue
+        kinds = sorted({r.type.lower() for r in game.problem.receptacles})
+        _, actions = play(game, SearchingExpert(game.task, seed=i, hints={errand.target: kinds[:1]}))
+        taken = next(n for n, action in enumerate(actions) if action.startswith(f"take {errand.thing} "))
+        gone = [action for action in actions[taken + 1 :] if action.startswith("go to ")]
+        seen = [action for action in actions[:taken] if action.startswith("go to ")]
+        searched = [action for action in gone if action not in seen]
+        there = [
+            f"go to {name}"
+            for name in display_names(r.id for r in game.problem.receptacles).values()
+            if name.startswith(f"{kinds[0]} ")
+        ]
+        if len(searched) > 1 and {*there} - {*seen}:  # one may be the way back to a lamp seen before
+            assert searched[0].startswith(f"go to {kinds[0]} ")
+            tried += 1
+    assert tried >= 5
 
 
 def reshuffled(problem: Problem, places: set[str], rng: Random) -> Problem:

@@ -8,8 +8,9 @@ slow, `informed` looks first where official games most often have such things.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 from typing import Literal
 
 from siri.engine.environment import Observation
@@ -52,18 +53,19 @@ class SearchingExpert:
         *,
         seed: int | str,
         order: Order = "uniform",
-        first: Sequence[str] = (),
+        hints: Mapping[str, Sequence[str]] = MappingProxyType({}),
         noise: float = 0.0,
         dither: float = 0.0,
     ) -> None:
-        """`first` names receptacle kinds (lower case) to look into before the others, in this order: a hint followed.
+        """`hints` names for a kind of thing or lamp the receptacle kinds (all in lower case) to look into before the
+        others, in this order; those that the room lacks, and hints for other things, are passed over.
 
         Raises UserError where `task` is not an ALFWorld task sentence.
         """
         self._errand = read_sentence(task)
         self._rng = Random(f"{seed}/{order}/{noise}/{task}")
         self._order_kind = order
-        self._first = tuple(first)
+        self._hints = hints
         self._noise = noise
         self._dither = dither
         self._action = ""
@@ -119,11 +121,12 @@ class SearchingExpert:
                 thing[name] = 0.0
             self._search_order = sorted(shuffled, key=lambda name: -thing[name] - lamp.get(name, 0.0))
             self._lamp_order = sorted(shuffled, key=lambda name: -lamp.get(name, 0.0))
-        self._search_order = sorted(self._search_order, key=self._hinted)
+        self._search_order = self._hinted_first(self._errand.thing, self._search_order)
+        self._lamp_order = self._hinted_first(self._errand.target, self._lamp_order)
 
-    def _hinted(self, name: str) -> int:
-        kind = _kind(name)
-        return self._first.index(kind) if kind in self._first else len(self._first)
+    def _hinted_first(self, sought: str, order: Sequence[str]) -> list[str]:
+        rank = {kind: place for place, kind in enumerate(self._hints.get(sought, ()))}
+        return sorted(order, key=lambda name: rank.get(_kind(name), len(rank)))
 
     def _never(self) -> Sequence[str]:
         """Receptacles where the sought thing cannot be: the task would be done, or makes no sense."""
