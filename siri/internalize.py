@@ -1,6 +1,6 @@
 """Internalisation: what the skill-guided episodes did well, as training rows under the plain prompt (arXiv 2606.02355).
 
-    m_t   = 1[the skill block was in the prompt] 1[the gate is open] 1[t is an action token]
+    m_t   = 1[the skill block was in the prompt] 1[the gate is open] 1[t is a token of a valid action]
     w_t   = m_t clip(A_i, 0, c_adv),  A_i the advantage of the turn
     L_int = - sum_t w_t log pi(a_t | plain prompt of turn i, a_<t) / max(1, sum_t m_t)  over the global batch
 
@@ -8,7 +8,9 @@ The plain prompt of a skill-guided turn is the turn's twin prompt: `engine.rollo
 This file decides which tokens and how much; `engine.batch` makes the rows, `siri.update` adds the loss.
 
 An action token is a token of the span that was parsed as the action. The tags around it and the end-of-turn token are
-none. Whether the action was valid is no part of m_t: its penalty is in A_i.
+none. A refused action changed nothing, so it helped with nothing: it is never distilled, though in a successful episode
+its advantage is above 0, penalty and all. That is ours: L_int has nothing to push such tokens down again. (A run each,
+lambda 1: 11% of the last iteration's actions were refused with them, 9% without; plain success was 60% and 66%.)
 """
 
 from collections import defaultdict
@@ -49,11 +51,12 @@ def is_beneficial(
 
 
 def distill_spans(trajectory: Trajectory, *, distill_reasoning: bool) -> list[tuple[int, int]]:
-    """Half-open range of each turn's `action_ids` with m_t = 1, if the gate is open; empty where nothing was parsed.
+    """Half-open range of each turn's `action_ids` with m_t = 1, if the gate is open; empty where the action was not
+    valid.
 
     With `distill_reasoning`, all that was drawn before the action is part of it (tags too), in turns with an action.
     """
-    spans = [turn.action_span for turn in trajectory.turns]
+    spans = [turn.action_span if turn.action_valid else (0, 0) for turn in trajectory.turns]
     return [(0 if distill_reasoning else start, stop) for start, stop in spans]
 
 

@@ -34,7 +34,7 @@ SMALLEST_VOCABULARY = 260
 CORPUS_EPISODES = 600
 """Episodes the tokenizer is trained on; with these every frequent word of the games is one token."""
 COPY_ONLY = 0.05
-"""Share of the steps, at the start, that are copying drills only."""
+"""Share of the steps, at the start, that are copying drills only; none where an earlier policy goes on."""
 COPY_SHARE, SKILL_SHARE = 0.05, 0.05
 """Shares of drills and of skill writing afterwards; the rest is play."""
 
@@ -157,7 +157,7 @@ def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
     words = [i for i, text in enumerate(texts) if len(text.strip()) > 1]
     # The smallest vocabularies hold bytes only; special tokens have no text.
     vocabulary = np.array(words or [i for i, text in enumerate(texts) if text], dtype=np.int32)
-    drill_tokens = COPY_ONLY * config.steps * config.rows * config.row_tokens
+    drill_tokens = 0 if config.start else COPY_ONLY * config.steps * config.rows * config.row_tokens
     index, tokens = config.seed * 10**9, 0
     while True:
         index += 1

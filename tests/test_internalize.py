@@ -96,6 +96,22 @@ def test_a_growing_conversation_token_by_token():
     assert row.longest_pass == 15
 
 
+def test_a_refused_action_is_not_distilled_whatever_its_advantage():
+    turns = [
+        guided([1, 9, 2], [1, 2], [3, 4, 0], (0, 2)),
+        replace(guided([1, 9, 5], [1, 5], [6, 0], (0, 1)), action_valid=False),
+        guided([1, 9, 7], [1, 7], [8, 0], (0, 1)),
+    ]
+    rows = rerendered_rows(
+        [episode(0, 0, turns, condition=("a",))], [np.array([1.0, 1.0, 0.5])],
+        **OPEN, c_adv=2.0, distill_reasoning=True, with_teacher=False,
+    )[0]  # fmt: skip
+    assert [described(row) for row in rows if row.distill_tokens] == [
+        ([1, 2, 3, 4], [2, 3], [1.0, 1.0], 2),
+        ([1, 7, 8], [2], [0.5], 1),
+    ]
+
+
 @pytest.mark.parametrize(("reasoning", "first"), [(False, 2), (True, 0)])
 def test_prompts_written_anew_token_by_token(reasoning, first):
     """Tagged: action ids are think, open tag, two tokens of the action, close tag, end."""
@@ -284,7 +300,7 @@ def test_rerendering_trains_the_tokens_that_were_drawn_after_the_plain_prompt(
     ).get(0, [])
     student, teacher, weights, counted = [], [], [], 0
     for one, a in zip(shown.turns, advantage.tolist(), strict=True):
-        start_of_span, stop = one.action_span
+        start_of_span, stop = one.action_span if one.action_valid else (0, 0)
         for place in range(0 if reasoning else start_of_span, stop):
             counted += 1
             if a > 0:
