@@ -72,7 +72,7 @@ class Guidance:
     ) -> dict[str, float]:
         """Ask the weights in the sampler for skills; returns the counts of answers as metrics."""
         config = self.config
-        found, counts = mine(
+        found, repeats, counts = mine(
             sampler,
             renderer,
             self.buffer,
@@ -84,8 +84,10 @@ class Guidance:
             max_prompt_tokens=max_prompt_tokens,
             world=self.world,
         )
-        for candidate in found:
-            self.bank.add(candidate.condition, candidate.strategy, candidate.origin)
+        ids = [skill.id for skill in self.bank.skills]
+        ids += [self.bank.add(new.condition, new.strategy, new.origin).id for new in found]
+        for repeat in repeats:
+            self.bank.add_witness(ids[repeat.index], repeat.task_id)
         return {f"mining/{name}": float(count) for name, count in counts.items()}
 
     def skills_for(self, task: str, *, step: int, group: int) -> tuple[Skill, ...]:

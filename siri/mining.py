@@ -19,7 +19,7 @@ from siri.engine.errors import UserError
 from siri.engine.sampling import Completion, Sampler, SampleRequest, request_seed
 from siri.engine.trajectory import Trajectory
 from siri.prompts import Renderer, skill_answer, skill_request
-from siri.screening import Rejection, ScreenRules, screen
+from siri.screening import Rejection, ScreenRules, parse_skill, screen, similarity
 from siri.skills import Origin
 
 MINING_TURN = -1
@@ -222,6 +222,16 @@ class Candidate:
     origin: Origin
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """A skill that was written again from another success: a duplicate, and one more witness."""
+
+    index: int
+    """Of the skill it is most like, in the known ones followed by the new candidates."""
+    task_id: str
+    """Task of the success."""
+
+
 def mine(
     sampler: Sampler,
     renderer: Renderer,
@@ -234,8 +244,9 @@ def mine(
     policy_version: int,
     max_prompt_tokens: int,
     world: World | None = None,
-) -> tuple[list[Candidate], dict[str, int]]:
-    """Candidates written by the weights in the sampler, and how many answers were drawn, kept, and dropped for what.
+) -> tuple[list[Candidate], list[Repeat], dict[str, int]]:
+    """Candidates written by the weights in the sampler, known skills and candidates that were written again, and how
+    many answers were drawn, kept, and dropped for what.
 
     `known` are condition and strategy of every skill of the bank, retired ones included. Each rank asks about its share
     of the successes, and all return the same. A success whose prompt has more than `max_prompt_tokens` is left out.
@@ -264,12 +275,15 @@ def mine(
     taken = list(known)
     counts = Counter({"drawn": len(answers)})
     candidates: list[Candidate] = []
+    repeats: list[Repeat] = []
     for answer in answers:
+        success = shown[answer.id // rules.num_candidates]
         skill = judge(answer, rules.screen, known=taken, count_tokens=lambda line: len(renderer.literal(line)))
         if isinstance(skill, Rejection):
             counts[skill.value] += 1
+            if skill is Rejection.DUPLICATE:
+                repeats.append(Repeat(index=closest(answer.text, taken), task_id=success.task_id))
             continue
-        success = shown[answer.id // rules.num_candidates]
         origin = Origin(
             task_id=success.task_id,
             task_type=success.task_type,
@@ -282,4 +296,12 @@ def mine(
         candidates.append(Candidate(condition=skill[0], strategy=skill[1], origin=origin))
         taken.append(skill)
     counts["kept"] = len(candidates)
-    return candidates, {name: counts[name] for name in ("drawn", "kept", *(reason.value for reason in Rejection))}
+    names = ("drawn", "kept", *(reason.value for reason in Rejection))
+    return candidates, repeats, {name: counts[name] for name in names}
+
+
+def closest(text: str, known: Sequence[tuple[str, str]]) -> int:
+    """Index of the known skill (condition, strategy) that the one in `text` is most like; of equals the first."""
+    skill = parse_skill(text)
+    assert not isinstance(skill, Rejection), "a duplicate is a skill"
+    return max(range(len(known)), key=lambda index: similarity(known[index], skill))

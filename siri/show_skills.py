@@ -140,6 +140,7 @@ def bank_table(skills: Sequence[Skill]) -> Table:
         text = f"{skill.id}  when {skill.condition}: {skill.strategy}"
         reason = skill.changes[-1].reason
         status = f"{skill.status}, iteration {skill.changes[-1].iteration}: {reason}"
+        status += f"; found in {skill.support} tasks" if skill.witnesses else ""
         printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
         table.add_row(Text(printable), Text(status), str(skill.count), utility_text(skill))
     return table

@@ -22,7 +22,7 @@ from siri.engine.policy import load_policy
 from siri.engine.rollout_hf import HfSampler
 from siri.engine.sampling import Completion, Sampler, SampleRequest, StaleWeightsError, request_seed
 from siri.engine.trajectory import Ended, Trajectory, Turn
-from siri.mining import MiningRules, Success, SuccessBuffer, mine, request_ids, successes
+from siri.mining import MiningRules, Repeat, Success, SuccessBuffer, mine, request_ids, successes
 from siri.prompts import Renderer, skill_answer
 from siri.screening import ScreenRules, screen
 from siri.shipped import resolve
@@ -78,7 +78,9 @@ class Writer(FakeSampler):
         )
 
 
-def mined(sampler: Sampler, buffer: SuccessBuffer, style: str = "compact", **changes: object) -> tuple[list, dict]:
+def mined(
+    sampler: Sampler, buffer: SuccessBuffer, style: str = "compact", **changes: object
+) -> tuple[list, dict, list]:
     arguments = {
         "known": [],
         "rules": RULES,
@@ -87,7 +89,9 @@ def mined(sampler: Sampler, buffer: SuccessBuffer, style: str = "compact", **cha
         "policy_version": VERSION,
         "max_prompt_tokens": 500,
     }
-    return mine(sampler, renderer(style), buffer, **{**arguments, **changes})
+    candidates, repeats, counts = mine(sampler, renderer(style), buffer, **{**arguments, **changes})
+    assert counts["duplicate"] == len(repeats)
+    return candidates, counts, repeats
 
 
 @pytest.mark.parametrize(
@@ -241,7 +245,8 @@ def test_candidates_and_counts() -> None:
         5: skill_answer("you need mug", "look at shelf"),
     }
     sampler = Writer(answer=lambda request: answers[request.id])
-    candidates, counts = mined(sampler, filled(*found), known=[("you need mug", "look at shelf")])
+    candidates, counts, repeats = mined(sampler, filled(*found), known=[("you need mug", "look at shelf")])
+    assert repeats == [Repeat(index=1, task_id="pan"), Repeat(index=0, task_id="mug")]
     assert [(c.condition, c.strategy) for c in candidates] == [
         ("you need cup", "look at desk"),
         ("you need pan", "look at desk"),
@@ -311,7 +316,7 @@ def test_special_tokens_and_endless_answers_are_dropped() -> None:
     special = min(r.special_ids - set(r.stop_token_ids))
     answers = [whole, [special, *whole], whole[:-1], [r.stop_token_ids[0]], [whole[0]] * 500]
     for said, reason in zip(answers, ["kept", "not_plain_text", "too_long", "empty", "too_long"], strict=True):
-        _, counts = mined(Writer(answer=lambda request, said=said: said), filled(success("mug")))
+        _, counts, _ = mined(Writer(answer=lambda request, said=said: said), filled(success("mug")))
         assert {name for name, count in counts.items() if count} <= {"drawn", reason, "duplicate"}
         assert counts[reason] >= 1
 
@@ -319,7 +324,7 @@ def test_special_tokens_and_endless_answers_are_dropped() -> None:
 @given(st.lists(st.lists(st.integers(0, len(tokenizer()) - 1), min_size=1, max_size=30), min_size=6, max_size=6))
 def test_no_sequence_of_tokens_raises(answers: list[list[int]]) -> None:
     sampler = Writer(answer=lambda request: answers[request.id])
-    candidates, counts = mined(sampler, filled(success("mug"), success("pan"), success("cup")))
+    candidates, counts, _ = mined(sampler, filled(success("mug"), success("pan"), success("cup")))
     assert counts["drawn"] == 6 == sum(counts.values()) - 6
     assert counts["kept"] == len(candidates)
 
@@ -345,7 +350,7 @@ def test_a_model_is_asked(shipped: bool) -> None:
             max_prompt_tokens=300,
         )
         outcomes.append(outcome)
-    candidates, counts = outcomes[0]
+    candidates, _, counts = outcomes[0]
     assert outcomes[1] == outcomes[0]
     assert counts["drawn"] == 6 == sum(counts.values()) - 6
     for candidate in candidates:

@@ -94,6 +94,7 @@ def _origin(skill: Skill) -> Child:
         node("br"),
         f"iteration {origin.played}, group {origin.group}, member {origin.member}; "
         f"written in iteration {origin.iteration} by policy version {origin.policy_version}",
+        f"; found in {skill.support} tasks" if skill.witnesses else "",
     )
 
 
