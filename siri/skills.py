@@ -203,8 +203,9 @@ class SkillBank:
         BM25 of `task` over the conditions; only skills that share a word with the task are considered, also when
         exploring: a skill is tried where it would be used. Equal scores: active skills first, by mean utility; then
         candidates, by the number of tasks they were found in, because the mean of fewer than `n_eval` evaluations says
-        less (one of a group of 8 has a standard deviation of 0.3); then the older. With probability `explore` a candidate with fewer than `n_eval` evaluations, drawn uniformly
-        from those that match, takes the last place. `seed` alone decides both draws.
+        less (one of a group of 8 has a standard deviation of 0.3); then the older. With probability `explore` a
+        candidate with fewer than `n_eval` evaluations, drawn uniformly from those that match, takes the last place.
+        `seed` alone decides both draws.
         """
         assert k >= 1, "without skills there is nothing to retrieve"
         live = self.live
