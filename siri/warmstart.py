@@ -17,7 +17,7 @@ from typing import get_args
 import numpy as np
 import torch
 import transformers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from siri.cloning import Example, blocks, clone
 from siri.demonstrations import Rooms, copy_example, corpus_text, play, play_example, skill_example, solved
@@ -93,13 +93,14 @@ def check(config: WarmstartConfig) -> None:
         )
 
 
-def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False) -> LlamaForCausalLM:
+def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False) -> PreTrainedModel:
     """Train a tokenizer and a model by `config` and write both to `out`; returns the model."""
     with user_error_on_write(out):
         out.mkdir(parents=True, exist_ok=True)
     if config.start:
         earlier = load_policy(config.start, dtype=torch.float32, device=torch.device("cpu"))
-        model, tokenizer = earlier.model, earlier.tokenizer
+        model: PreTrainedModel = earlier.model
+        tokenizer = earlier.tokenizer
     else:
         tokenizer = make_tokenizer(config)
         model = new_model(
