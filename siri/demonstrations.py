@@ -39,6 +39,7 @@ DITHER = 0.4
 too: what is cloned is an agent that can do every task and wastes many of its turns. That this does not pay is left to
 reinforcement learning to find out, as is where things are."""
 SOLVED_WITHIN = 32
+"""Most turns of an episode that a skill is written from; the request shows all its actions."""
 LAMP_HINTS = 0.3
 """Share of hints that say where the lamp is, in tasks with one."""
 PRESENT = 0.7

@@ -9,8 +9,7 @@ This file decides which tokens and how much; `engine.batch` makes the rows, `sir
 
 An action token is a token of the span that was parsed as the action. The tags around it and the end-of-turn token are
 none. A refused action changed nothing, so it helped with nothing: it is never distilled, though in a successful episode
-its advantage is above 0, penalty and all. That is ours: L_int has nothing to push such tokens down again. (A run each,
-lambda 1: 11% of the last iteration's actions were refused with them, 9% without; plain success was 60% and 66%.)
+its advantage is above 0, penalty and all. That is ours: L_int has nothing to push such tokens down again.
 """
 
 from collections import defaultdict

@@ -41,8 +41,8 @@ COPY_SHARE, SKILL_SHARE = 0.05, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmstartConfig:
-    """Settings of a warm start. Those of the shipped policy, made in two stages (small rooms, then rooms of both sizes
-    from there on), are in `siri/policies/tiny/warmstart.json`."""
+    """Settings of a warm start. Those of the shipped policy, and the commit they were used at, are in
+    `siri/policies/tiny/warmstart.json`."""
 
     steps: int = 2400
     seed: int = 0
@@ -63,7 +63,8 @@ class WarmstartConfig:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory to write the policy to")
     for name, default in asdict(WarmstartConfig()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"[{default}]")
+        told = "policy to go on from, with its tokenizer and sizes [none]" if name == "start" else f"[{default}]"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=told)
     parser.add_argument("--compile", action="store_true", help="torch.compile the step: a fifth faster after a minute")
 
 
