@@ -4,7 +4,7 @@
 
 One process a run, `--jobs` of them side by side; what a run says goes to RUNS_DIR/ARM-SEED.log. A run that is there
 already is not made again; one that failed or was stopped (Ctrl-C, SIGTERM) goes on when the command is given again.
-Rows: arm, seed, success_plain, success_with_bank (active skills in the prompt; None without any), env_steps. Tables and
+Rows: arm, seed, success_plain, success_with_bank (skills in use in the prompt; None without any), env_steps. Tables and
 figures (`study_figures.py`) are remade after each run.
 """
 
@@ -132,7 +132,8 @@ def train_and_compare(study: Study, run: Planned) -> Steps:
     run_dir = study.runs_dir / run.name
     summary = json.loads((run_dir / "summary.json").read_text())
     final, with_bank = summary["eval"]["final"], None
-    if summary["skills"]["active"]:
+    in_use = ("active", "candidate") if run.arm == "no_validation" else ("active",)
+    if any(summary["skills"][status] for status in in_use):
         limit = load_config(RunConfig, str(run_dir / "config.yaml")).eval.limit
         evaluation = ["eval", "--run", str(run_dir), "--split", final["split"], "--with-skills", "--json"]
         evaluation += ["--limit", str(limit)] if limit else []

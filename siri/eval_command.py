@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="latest",
         help="latest, best, step-N, or initial [latest]",
     )
-    parser.add_argument("--with-skills", action="store_true", help="also play with the run's active skills, to compare")
+    parser.add_argument(
+        "--with-skills", action="store_true", help="also play with the run's skills in the prompts, to compare"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     world = init_world(config.device)
     try:
         checkpoint = find_checkpoint(args.run, args.checkpoint, world)
-        bank = active_bank(checkpoint, config) if args.with_skills else None
+        bank = bank_in_use(checkpoint, config) if args.with_skills else None
         source = str(checkpoint.policy) if checkpoint else resolve(config.policy.model)
         with open_session(config, world, splits={"--split": args.split}, policy_source=source) as session:
             session.sampler.load_weights(session.policy.model.state_dict().items(), version=0)
@@ -70,9 +72,9 @@ def report(results: list[Evaluation], bank: SkillBank | None, *, as_json: bool) 
     plain, helped = results
     number = len(bank.live)
     if as_json:
-        both = {"plain": plain.as_dict(), "with_bank": helped.as_dict(), "active_skills": number}
+        both = {"plain": plain.as_dict(), "with_bank": helped.as_dict(), "skills": number}
         return strict_json(both, indent=2)
-    title = f"with the skill bank ({number} active skills in the prompts): not a result of the plain policy"
+    title = f"with the skill bank ({number} skills): not a result of the plain policy"
     return f"{plain}\n\n{title}\n{str(helped).replace('plain prompt', 'skill prompt', 1)}"
 
 
@@ -102,19 +104,21 @@ def _with_skills(session: Session, config: RunConfig, bank: SkillBank, task_id: 
     return partial(session.renderer.dialogue, [skill_text(skill.condition, skill.strategy) for skill in skills])
 
 
-def active_bank(checkpoint: Checkpoint | None, config: RunConfig) -> SkillBank:
+def bank_in_use(checkpoint: Checkpoint | None, config: RunConfig) -> SkillBank:
     """The skills of a checkpoint that proved themselves: candidates do not help at inference.
 
-    Raises UserError if there are none.
+    In a run with `no_validation` no skill is ever judged, and candidates are what it uses. Raises UserError if there is
+    none.
     """
     bank: dict[str, Any] = checkpoint.state["guidance"]["bank"] if checkpoint else {"version": 0, "skills": []}
-    active = [skill for skill in bank["skills"] if skill["status"] == "active"]
-    if not active:
+    used = ("active", "candidate") if config.no_validation else ("active",)
+    in_use = [skill for skill in bank["skills"] if skill["status"] in used]
+    if not in_use:
         raise UserError(
-            f"--with-skills: the bank of this checkpoint has no active skill ({len(bank['skills'])} in all); "
-            "evaluate a later one, of a run with algorithm: siri, or leave the option out"
+            f"--with-skills: the bank of this checkpoint has no {' or '.join(used)} skill ({len(bank['skills'])} in "
+            "all); evaluate a later one, of a run with algorithm: siri, or leave the option out"
         )
-    return SkillBank.from_dict({"version": bank["version"], "skills": active}, bank_rules(config))
+    return SkillBank.from_dict({"version": bank["version"], "skills": in_use}, bank_rules(config))
 
 
 def find_checkpoint(run_dir: Path, name: str, world: World) -> Checkpoint | None:

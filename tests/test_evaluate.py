@@ -17,15 +17,19 @@ from hypothesis import strategies as st
 from models import model_directory, tokenizer
 from ranks import on_ranks
 from safetensors.torch import load_file
+from test_skills import bank_of
+from test_skills import evaluate as judge
 
 from siri import cli, train
-from siri.config import EvalConfig, PolicyConfig
+from siri.config import EvalConfig, PolicyConfig, RunConfig
+from siri.engine.checkpoint import Checkpoint
 from siri.engine.distributed import World
 from siri.engine.rollout_hf import HfSampler
 from siri.engine.sampling import Completion, SampleRequest, check_version, request_seed
 from siri.envs.household import HouseholdEnv
 from siri.envs.household.brief import brief
 from siri.envs.household.source import ProceduralGames, split_hash
+from siri.eval_command import bank_in_use
 from siri.evaluate import EVAL_STEP, Evaluation, evaluate, wilson_interval
 from siri.prompts import Renderer
 
@@ -35,6 +39,7 @@ SMALL = {
     "rollout.sampler": "transformers",
     "rollout.num_tasks": 4,
     "rollout.group_size": 2,
+    "environment.size": "small",
     "environment.max_turns": 2,
     "environment.num_train": 6,
     "environment.num_valid": NUM_VALID,
@@ -356,3 +361,14 @@ def test_the_command_on_two_ranks_prints_the_numbers_of_one(run_dir, tmp_path, c
     # Without the two dashes torchrun takes --run for an abbreviation of its own --run-path.
     command = [*torchrun, "--", str(script), "eval", "--run", str(run_dir), "--split", "valid", "--json"]
     assert strict(subprocess.run(command, check=True, capture_output=True, text=True, timeout=550).stdout) == alone
+
+
+@pytest.mark.parametrize(("no_validation", "used"), [(False, ["s0001"]), (True, ["s0001", "s0002"])])
+def test_the_bank_in_use_is_what_proved_itself_or_without_validation_all_that_was_not_given_up(no_validation, used):
+    bank = bank_of("mug", "book", "egg", n_eval=1)
+    assert judge(bank, 0.5, id="s0001") == ["active"]
+    assert judge(bank, -0.5, id="s0003", start=2) == ["retired"]
+    state = {"guidance": {"bank": json.loads(json.dumps(bank.as_dict()))}}
+    checkpoint = Checkpoint(step=3, path=Path("step-3"), state=state, random_states=())
+    found = bank_in_use(checkpoint, RunConfig(no_validation=no_validation))
+    assert [skill.id for skill in found.live] == used

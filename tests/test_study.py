@@ -255,7 +255,7 @@ def test_every_arm_is_a_run_that_training_accepts(tmp_path, arm):
     assert [name for name in switches if getattr(config, name)] == [name for name in switches if name == arm]
 
 
-def leave_run(study: Study, run: Planned, *, active: int, config: RunConfig) -> None:
+def leave_run(study: Study, run: Planned, *, skills: dict[str, int], config: RunConfig) -> None:
     """What training leaves of a run of three iterations."""
     folder = study.runs_dir / run.name
     folder.mkdir(parents=True)
@@ -267,7 +267,7 @@ def leave_run(study: Study, run: Planned, *, active: int, config: RunConfig) -> 
             "step-2": {"success_rate": 0.3, **rate},
             "final": {"success_rate": 0.5, **rate},
         },
-        "skills": {"active": active}, "env_steps": 60, "tokens_internalised": 8.0, "wall_seconds": {"total": 90.0},
+        "skills": skills, "env_steps": 60, "tokens_internalised": 8.0, "wall_seconds": {"total": 90.0},
         "git_commit": "abc",
     }  # fmt: skip
     lines = [{"rollout/env_steps": 10.0 * (i + 1), "rollout/plain_success_rate": 0.2 * i} for i in range(3)]
@@ -276,15 +276,26 @@ def leave_run(study: Study, run: Planned, *, active: int, config: RunConfig) -> 
     (folder / "config.yaml").write_text(dump_config(config))
 
 
-@pytest.mark.parametrize(("active", "hash_of_bank"), [(0, "a"), (2, "a"), (2, "b")])
-def test_a_run_is_trained_and_compared_on_the_games_it_was_evaluated_on(tmp_path, active, hash_of_bank):
-    study, run = study_in(tmp_path, "--eval.limit", "7"), Planned(arm="siri", seed=1)
+@pytest.mark.parametrize(
+    ("arm", "active", "candidate", "hash_of_bank", "compared"),
+    [
+        ("siri", 0, 3, "a", False),  # candidates are no part of what the run stands for
+        ("siri", 2, 0, "a", True),
+        ("siri", 2, 0, "b", True),
+        ("no_validation", 0, 3, "a", True),  # unless none is ever judged
+        ("no_validation", 0, 0, "a", False),
+    ],
+)
+def test_a_run_is_trained_and_compared_on_the_games_it_was_evaluated_on(
+    tmp_path, arm, active, candidate, hash_of_bank, compared
+):
+    study, run = study_in(tmp_path, "--eval.limit", "7"), Planned(arm=arm, seed=1)
     steps = train_and_compare(study, run)
-    leave_run(study, run, active=active, config=config_of(next(steps)))
-    if active:
+    leave_run(study, run, skills={"active": active, "candidate": candidate}, config=config_of(next(steps)))
+    if compared:
         command = next(steps)
         words = " ".join(command.words)
-        assert f"eval --run {study.runs_dir / 'siri-1'} --split valid --with-skills --json --limit 7" in words
+        assert f"eval --run {study.runs_dir / run.name} --split valid --with-skills --json --limit 7" in words
         command.output.write_text(json.dumps({"with_bank": {"success_rate": 0.6, "split_hash": 64 * hash_of_bank}}))
     if hash_of_bank != "a":
         with pytest.raises(ValueError, match="other games"):
@@ -293,7 +304,7 @@ def test_a_run_is_trained_and_compared_on_the_games_it_was_evaluated_on(tmp_path
     with pytest.raises(StopIteration) as end:
         next(steps)
     found = end.value.value
-    assert (found["success_plain"], found["success_with_bank"]) == (0.5, 0.6 if active else None)
+    assert (found["success_plain"], found["success_with_bank"]) == (0.5, 0.6 if compared else None)
     assert (found["env_steps"], found["success_initial"], found["minutes"]) == (60, 0.1, 1.5)
     # Success belongs to the weights that played: those of before the iteration, or of after so many of them.
     assert found["curve"] == {
