@@ -201,9 +201,9 @@ class SkillBank:
         """The skills to show for a task: at most `k >= 1` live ones, the best match first; none where none matches.
 
         BM25 of `task` over the conditions; only skills that share a word with the task are considered, also when
-        exploring: a skill is tried where it would be used. Equal scores: active skills first, by mean utility; then
-        candidates, by the number of tasks they were found in, because the mean of fewer than `n_eval` evaluations says
-        less (one of a group of 8 has a standard deviation of 0.3); then the older. With probability `explore` a
+        exploring: a skill is tried where it would be used. Equal scores: the skill found in the most tasks first, as
+        means of few evaluations say less (one of a group of 8 has a standard deviation of 0.3: the best of many means
+        are luck); then active skills, then the higher mean, then the older. With probability `explore` a
         candidate with fewer than `n_eval` evaluations, drawn uniformly from those that match, takes the last place.
         `seed` alone decides both draws.
         """
@@ -280,10 +280,9 @@ class SkillBank:
         return bank
 
 
-def _standing(skill: Skill) -> tuple[bool, float]:
+def _standing(skill: Skill) -> tuple[int, bool, float]:
     """The lower, the sooner it is shown."""
-    active = skill.status == "active"
-    return (not active, -skill.mean if active else -skill.support)
+    return (-skill.support, skill.status != "active", -skill.mean)
 
 
 _SKILLS = TypeAdapter(tuple[Skill, ...])
