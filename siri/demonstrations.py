@@ -34,7 +34,7 @@ HINTED = 0.5
 """Share of played episodes with hints."""
 NOISE = 0.05
 """Share of random actions. At 0 a policy that slips once never gets back on its way."""
-DITHER = 0.4
+WASTE = 0.4
 """Share of turns on which the demonstrator looks around, or at what it holds, to no purpose. It is imitated in this
 too: what is cloned is an agent that can do every task and wastes many of its turns. That this does not pay is left to
 reinforcement learning to find out, as is where things are."""
@@ -60,28 +60,28 @@ class Play:
     imitate: tuple[bool, ...]
 
 
-def play(index: int, *, size: Rooms, max_turns: int) -> Play:
-    """The expert's episode number `index` (train games only)."""
+def play(index: int, *, size: Rooms, max_turns: int, waste: float = WASTE) -> Play:
+    """The expert's episode number `index` (train games only), with a share of wasted turns."""
     rng = Random(f"play/{size}/{index}")
-    return _play(f"warmstart-{index}", rng, size=size, max_turns=max_turns, hinted=HINTED, dither=DITHER)
+    return _play(f"warmstart-{index}", rng, size=size, max_turns=max_turns, hinted=HINTED, waste=waste)
 
 
-def solved(index: int, *, size: Rooms) -> Play:
+def solved(index: int, *, size: Rooms, waste: float = WASTE) -> Play:
     """A solved episode of at most `SOLVED_WITHIN` turns, without hints, number `index`: to write a skill from.
 
-    Its demonstrator wastes anything from none to `DITHER` of its turns: skills are asked for before and after
+    Its demonstrator wastes anything from none to the share `waste` of its turns: skills are asked for before and after
     reinforcement learning has made the policy quick.
     """
     rng = Random(f"solved/{size}/{index}")
     for attempt in count():
-        seed, dither = f"warmstart-solved-{index}-{attempt}", rng.random() * DITHER
-        played = _play(seed, rng, size=size, max_turns=SOLVED_WITHIN, hinted=0.0, dither=dither)
+        seed, wasted = f"warmstart-solved-{index}-{attempt}", rng.random() * waste
+        played = _play(seed, rng, size=size, max_turns=SOLVED_WITHIN, hinted=0.0, waste=wasted)
         if played.observations[-1].success:
             return played
     raise AssertionError("unreachable: an expert solves most games")
 
 
-def _play(seed: str, rng: Random, *, size: Rooms, max_turns: int, hinted: float, dither: float) -> Play:
+def _play(seed: str, rng: Random, *, size: Rooms, max_turns: int, hinted: float, waste: float) -> Play:
     drawn: Size = rng.choice(("small", "full")) if size == "both" else size
     game = generate_game(seed, size=drawn, split="train")
     env = HouseholdEnv(game)
@@ -92,7 +92,7 @@ def _play(seed: str, rng: Random, *, size: Rooms, max_turns: int, hinted: float,
     hints: defaultdict[str, list[str]] = defaultdict(list)
     for sought, kinds in told:
         hints[sought] += (kind for kind in kinds if kind not in hints[sought])
-    expert = SearchingExpert(game.task, seed=seed, hints=hints, noise=NOISE, dither=dither)
+    expert = SearchingExpert(game.task, seed=seed, hints=hints, noise=NOISE, dither=waste)
     observations = [observation]
     actions: list[str] = []
     imitate: list[bool] = []

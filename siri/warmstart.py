@@ -20,7 +20,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from siri.cloning import Example, blocks, clone
-from siri.demonstrations import Rooms, copy_example, corpus_text, play, play_example, skill_example, solved
+from siri.demonstrations import WASTE, Rooms, copy_example, corpus_text, play, play_example, skill_example, solved
 from siri.engine.errors import UserError
 from siri.engine.files import user_error_on_write
 from siri.engine.policy import load_policy
@@ -48,6 +48,8 @@ class WarmstartConfig:
     seed: int = 0
     size: Rooms = "small"
     max_turns: int = 32
+    waste: float = WASTE
+    """Share of turns that the demonstrators waste, between 0 and 1."""
     vocab_size: int = 1024
     hidden: int = 192
     layers: int = 4
@@ -85,6 +87,8 @@ def check(config: WarmstartConfig) -> None:
         least = SMALLEST_VOCABULARY if name == "vocab_size" else 0 if name == "seed" else 1
         if isinstance(value, int) and value < least:
             raise UserError(f"--{name.replace('_', '-')}: {value} is too small; give {least} or more")
+    if not 0 <= config.waste < 1:
+        raise UserError(f"--waste: {config.waste} is no share of turns; give 0 or more, less than 1, such as {WASTE}")
     if not 0 < config.lr < math.inf:
         raise UserError(f"--lr: {config.lr} is not a learning rate; give a number above 0, such as 0.004")
     if config.hidden % (2 * config.heads):
@@ -168,8 +172,9 @@ def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
             example = copy_example(index, vocabulary, renderer)
         else:
             if kind < COPY_SHARE + SKILL_SHARE:
-                example = skill_example(solved(index, size=config.size), renderer)
+                example = skill_example(solved(index, size=config.size, waste=config.waste), renderer)
             else:
-                example = play_example(play(index, size=config.size, max_turns=config.max_turns), renderer)
+                played = play(index, size=config.size, max_turns=config.max_turns, waste=config.waste)
+                example = play_example(played, renderer)
         tokens += len(example.ids)
         yield example

@@ -63,11 +63,11 @@ def test_only_what_was_drawn_at_random_is_not_imitated(monkeypatch):
 def test_hints_name_where_the_expert_then_looks_first(monkeypatch):
     hinted = [bool(play(index, size="small", max_turns=1).hints) for index in range(300)]
     assert sum(hinted) / 300 == pytest.approx(0.5, abs=0.09)
-    for name, value in {"NOISE": 0.0, "DITHER": 0.0, "HINTED": 1.0}.items():
+    for name, value in {"NOISE": 0.0, "HINTED": 1.0}.items():
         monkeypatch.setattr(demonstrations, name, value)
     seen = Counter()
     for index in range(200):
-        played = play(index, size="both", max_turns=1)
+        played = play(index, size="both", max_turns=1, waste=0.0)
         errand = read_sentence(played.task)
         told = []
         for hint in played.hints:
