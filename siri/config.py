@@ -33,13 +33,13 @@ class EnvironmentConfig(Section):
     """Games of our own generator (no download), or the official ALFWorld games."""
     path: str | None = None
     """Official games: the ALFWORLD_DATA folder or a folder of .jsonl.xz archives; default: $ALFWORLD_DATA."""
-    size: Literal["small", "full"] = "small"
+    size: Literal["small", "full"] = "full"
     """Procedural games: about 6 to 10 receptacles, or rooms like the official ones."""
     num_train: PositiveInt = 4000
     """Procedural games in the train split."""
     num_valid: PositiveInt = 200
     """Procedural games in the valid split."""
-    max_turns: PositiveInt = 20
+    max_turns: PositiveInt = 12
     """Environment steps after which an episode ends unsolved."""
 
 
@@ -101,13 +101,13 @@ class GigpoConfig(Section):
 class PhasesConfig(Section):
     """When warm-up, mining and internalisation follow each other (`algorithm: siri`)."""
 
-    n_succ_required: PositiveInt = 400
+    n_succ_required: PositiveInt = 100
     """Solved plain episodes that end the warm-up."""
-    min_tasks: PositiveInt = 80
+    min_tasks: PositiveInt = 40
     """Tasks that they must come from."""
     max_warmup: PositiveInt = 8
     """Iterations after which the warm-up ends in any case."""
-    mining_steps: PositiveInt = 6
+    mining_steps: PositiveInt = 2
     """Iterations of mining and validation before internalisation, which also needs an active skill."""
     only: Literal["warmup", "mining", "internalise"] | None = None
     """Stay in this one phase from beginning to end."""
@@ -116,11 +116,11 @@ class PhasesConfig(Section):
 class MiningConfig(Section):
     """How the policy is asked for skills, and which of its answers count."""
 
-    every: PositiveInt = 2
+    every: PositiveInt = 1
     """Iterations between minings, once the warm-up is over."""
     buffer_size: PositiveInt = 256
     """Tasks whose newest success is kept to be shown."""
-    num_shown: PositiveInt = 12
+    num_shown: PositiveInt = 48
     """Successes shown in one mining."""
     num_candidates: PositiveInt = 2
     """Answers drawn for each success shown."""
@@ -139,19 +139,19 @@ class MiningConfig(Section):
 class SkillsConfig(Section):
     """The skill bank: what is shown, and when a skill is kept or given up."""
 
-    k: PositiveInt = 1
+    k: PositiveInt = 3
     """Most skills shown in an episode."""
     explore: Fraction = 0.5
     """Chance that a matching skill without a verdict is tried in place of the best match."""
-    n_eval: PositiveInt = 4
+    n_eval: PositiveInt = 6
     """Evaluations (task groups) before a verdict."""
-    max_eval: PositiveInt = 12
+    max_eval: PositiveInt = 18
     """Evaluations after which a skill that was not promoted is retired."""
     promote_above: Number = 0.05
     """Mean utility (reward) above which a skill becomes active."""
     retire_below: Number = -0.02
     """Mean utility (reward) below which a skill is retired."""
-    max_size: PositiveInt = 60
+    max_size: PositiveInt = 200
     """Most skills that are not retired."""
     statistics: Literal["pair", "branch"] = "pair"
     """Advantages compare the halves of a group with each other, or each half with itself only."""
@@ -166,7 +166,7 @@ class InternalizeConfig(Section):
     """Most that the weight of a token can be, in advantages."""
     lambda_max: NonNegative = 0.5
     """Weight of the internalisation loss."""
-    lambda_warmup: NonNegativeInt = 4
+    lambda_warmup: NonNegativeInt = 1
     """Iterations over which that weight rises from 0."""
     divergence: Literal["nll", "forward_kl", "reverse_kl", "jsd"] = "nll"
     """Imitate the tokens drawn under the skill prompt, or the whole distribution they were drawn from."""
@@ -251,7 +251,7 @@ class RunConfig(Section):
     """Every random choice of the run derives from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
-    algorithm: Literal["siri", "gigpo", "grpo"] = "gigpo"
+    algorithm: Literal["siri", "gigpo", "grpo"] = "siri"
     """siri: all phases. gigpo: warm-up only, episode and step-group advantages. grpo: episode advantages only."""
     no_warmup: bool = False
     """Ablation: mining from the first iteration on."""

@@ -144,10 +144,10 @@ def test_a_page_says_what_is_not_there(tmp_path, parts, said):
 
 
 def test_settings_that_differ_are_listed(tmp_path):
-    page = page_of(write_run(tmp_path / "run", config={"seed": 7, "skills": {"k": 3}, "oracle_skills": "best.yaml"}))
+    page = page_of(write_run(tmp_path / "run", config={"seed": 7, "skills": {"k": 2}, "oracle_skills": "best.yaml"}))
     assert page.table("Settings that differ") == [
-        ["seed", "7", "0"], ["algorithm", '"siri"', '"gigpo"'], ["oracle_skills", '"best.yaml"', "null"],
-        ["iterations", "2", str(RunConfig().iterations)], ["skills.k", "3", "1"],
+        ["seed", "7", "0"], ["oracle_skills", '"best.yaml"', "null"],
+        ["iterations", "2", str(RunConfig().iterations)], ["skills.k", "2", "3"],
     ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ SMALL = {
     "rollout.sampler": "transformers",
     "rollout.num_tasks": 4,
     "rollout.group_size": 4,
+    "environment.size": "small",
     "environment.max_turns": 14,
     "environment.num_train": 8,
     "eval.limit": 2,
@@ -140,7 +141,7 @@ def test_the_comparison_with_the_bank_says_what_it_is(folder, capsys):
     assert both["with_bank"]["episodes"] == 3
     assert both["with_bank"]["split_hash"] == plain["split_hash"]
     active = [skill for skill in bank(folder / "whole") if skill["status"] == "active"]
-    assert both["active_skills"] == len(active)
+    assert both["skills"] == len(active)
     assert siri([*command, "--with-skills"]) == 0
     first, second = capsys.readouterr().out.split("\n\n")
     assert first.startswith("plain prompt")

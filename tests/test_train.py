@@ -36,6 +36,7 @@ SMALL = {
     "rollout.sampler": "transformers",
     "rollout.num_tasks": 4,
     "rollout.group_size": 2,
+    "environment.size": "small",
     "environment.max_turns": 3,
     "environment.num_train": 6,
     "environment.num_valid": 4,

@@ -35,7 +35,7 @@ SETTINGS = {
     "environment.num_valid": 2,
 }
 TEXTWORLD = {"environment.engine": "textworld"}
-SOURCE = session.make_source(EnvironmentConfig(num_train=6, num_valid=2), HouseholdEnv)
+SOURCE = session.make_source(EnvironmentConfig(size="small", num_train=6, num_valid=2), HouseholdEnv)
 [CURSED] = draw_tasks(SOURCE.tasks("train"), 2, 1, seed=0)  # The first task of the second of three iterations.
 
 
