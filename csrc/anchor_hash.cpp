@@ -109,7 +109,9 @@ inline void mix_two(Key& sum, Bytes one, Bytes two, std::size_t offset) {
 Key hash_17_to_240(Bytes data, std::size_t size) {
     Key sum{size * PRIME64_1, 0};
     if (size <= 128) {
-        for (std::size_t i = (size - 1) / 32 + 1; i-- > 0;) mix_two(sum, data + 16 * i, data + size - 16 * i - 16, 32 * i);
+        for (std::size_t i = (size - 1) / 32 + 1; i-- > 0;) {
+            mix_two(sum, data + 16 * i, data + size - 16 * i - 16, 32 * i);
+        }
     } else {
         for (std::size_t i = 0; i < 4; ++i) mix_two(sum, data + 32 * i, data + 32 * i + 16, 32 * i);
         sum = {avalanche(sum.low), avalanche(sum.high)};

@@ -29,8 +29,8 @@ siri::State view_of_text(PyObject* text) {
     if (PyUnicode_READY(text) != 0) throw py::error_already_set();  // older Pythons have texts in a deferred form
 #endif
     const auto* data = static_cast<const unsigned char*>(PyUnicode_DATA(text));
-    return {data, static_cast<std::size_t>(PyUnicode_GET_LENGTH(text)), static_cast<unsigned char>(PyUnicode_KIND(text)),
-            PyUnicode_IS_ASCII(text) != 0};
+    const auto width = static_cast<unsigned char>(PyUnicode_KIND(text));
+    return {data, static_cast<std::size_t>(PyUnicode_GET_LENGTH(text)), width, PyUnicode_IS_ASCII(text) != 0};
 }
 
 // States to read without the GIL. A tuple of our own holds the objects: a list could be emptied by another thread.
@@ -71,8 +71,10 @@ class States {
         }
         const auto* data = static_cast<const unsigned char*>(buffer_.ptr);
         const auto at = offsets.unchecked<1>();
+        views_.reserve(static_cast<std::size_t>(at.shape(0)));
         for (py::ssize_t n = 0; n + 1 < at.shape(0); ++n) {
-            if (at(n) < 0 || at(n + 1) < at(n) || at(n + 1) > buffer_.size) throw py::index_error("offsets leave states");
+            const bool inside = 0 <= at(n) && at(n) <= at(n + 1) && at(n + 1) <= buffer_.size;
+            if (!inside) throw py::index_error("offsets leave states");
             views_.push_back({data + at(n), static_cast<std::size_t>(at(n + 1) - at(n)), 1, true});
         }
     }
@@ -107,7 +109,8 @@ std::vector<std::int64_t> first_members(const std::vector<siri::State>& states, 
         kept.push_back(states[n]);
         if (task_group != nullptr) groups.push_back(task_group[n]);
     }
-    const auto founder = siri::first_similar(kept, task_group == nullptr ? nullptr : groups.data(), *similarity, threads);
+    const std::int64_t* kept_groups = task_group == nullptr ? nullptr : groups.data();
+    const std::vector<std::int64_t> founder = siri::first_similar(kept, kept_groups, *similarity, threads);
     for (std::int64_t& member : first) member = distinct[founder[place[member]]];
     return first;
 }

@@ -2,7 +2,7 @@
 //
 // The ratio is 2 M / T: T characters in both texts, M of them in matching blocks, found by Ratcliff and Obershelp's
 // recursion: the longest common block of two spans (the one that starts first in a, and of these first in b), then the
-// same to its left and to its right. Of a `b` of 200 characters or more, those that occur more than n / 100 + 1 times are
+// same to its left and to its right. In a `b` of n >= 200 characters, those that occur more than n / 100 + 1 times are
 // "popular": the search for the longest block takes them for different from everything, and only its result is extended
 // over them. That makes the ratio asymmetric. Described from the behaviour of difflib, whose results are the oracle.
 #include "similarity.h"
@@ -24,10 +24,10 @@ constexpr std::size_t AUTOJUNK_LENGTH = 200;
 // Below this many characters a thread costs more than it saves.
 constexpr std::size_t CHARACTERS_A_THREAD = 4096;
 
-// A founder of a cluster, prepared for being compared with. Its distinct characters are numbered from 1, rare ones first.
+// A founder of a cluster, prepared for being compared with. Its characters are numbered from 1, rare ones first.
 struct Founder {
     std::int64_t state;
-    std::vector<u32> points;     // [D] code point of each number
+    std::vector<u32> points;     // [D] code point of each number: its distinct characters
     std::vector<u32> text;       // [n] numbers of its characters
     std::vector<u32> starts;     // [D + 1] of each number in `positions`
     std::vector<u32> positions;  // [n] where each number occurs, ascending
@@ -62,10 +62,10 @@ class Clusters {
         for (const u32 point : text) ++row_count_[point];
         const auto near = [&](const Founder& founder) { return is_near(text, founder); };
         const auto found = std::find_if(founders_.begin(), founders_.end(), near);
+        const std::int64_t founder = found == founders_.end() ? state : found->state;
+        if (found == founders_.end()) founders_.push_back(prepared(state, text));
         for (const u32 point : text) row_count_[point] = 0;
-        if (found != founders_.end()) return found->state;
-        founders_.push_back(prepared(state, text));
-        return state;
+        return founder;
     }
 
   private:
@@ -148,10 +148,11 @@ class Clusters {
                     if (*position >= span.b_end) break;
                     u32 i = row, j = *position, stop = row + 1;
                     while (i > begin && j > span.b_begin && rare_and_equal(i - 1, j - 1)) --i, --j;
-                    while (stop < span.a_end && j + (stop - i) < span.b_end && rare_and_equal(stop, j + (stop - i))) ++stop;
+                    u32 b_stop = *position + 1;
+                    while (stop < span.a_end && b_stop < span.b_end && rare_and_equal(stop, b_stop)) ++stop, ++b_stop;
                     const u32 size = stop - i;
-                    // Positions go by b, so of this row's blocks the first in a may come after a later one. A best block
-                    // of an earlier row starts before `begin`, so it is never replaced by one as long.
+                    // Positions go by b, so of this row's blocks the first in a may come after a later one. A best
+                    // block of an earlier row starts before `begin`, so it is never replaced by one as long.
                     if (size > best.size || (size == best.size && i < best.a)) best = {i, j, size};
                 }
             }
@@ -160,31 +161,30 @@ class Clusters {
         return best;
     }
 
+    // Of the row being joined, while `row_count_` holds its counts.
     Founder prepared(std::int64_t state, const std::vector<u32>& text) {
-        Founder founder{state, {}, std::vector<u32>(text.size()), {0}, std::vector<u32>(text.size()), 0};
-        std::vector<u32> counts;
-        for (const u32 point : text) {
-            if (number_of_[point] == 0) {
-                founder.points.push_back(point);
-                counts.push_back(0);
-                number_of_[point] = static_cast<u32>(founder.points.size());
-            }
-            ++counts[number_of_[point] - 1];
-        }
+        Founder founder{state, {}, std::vector<u32>(text.size()), {}, std::vector<u32>(text.size()), 0};
         const std::size_t most = text.size() < AUTOJUNK_LENGTH ? text.size() : text.size() / 100 + 1;
-        const auto is_rare = [&](u32 point) { return counts[number_of_[point] - 1] <= most; };
-        const auto popular = std::stable_partition(founder.points.begin(), founder.points.end(), is_rare);
-        founder.num_rare = static_cast<u32>(popular - founder.points.begin());
-        for (const u32 point : founder.points) {
-            founder.starts.push_back(founder.starts.back() + counts[number_of_[point] - 1]);
+        points_.clear();
+        for (const bool rare : {true, false}) {
+            for (const u32 point : text) {
+                if ((row_count_[point] <= most) != rare || number_of_[point] != 0) continue;
+                points_.push_back(point);
+                number_of_[point] = static_cast<u32>(points_.size());
+            }
+            if (rare) founder.num_rare = static_cast<u32>(points_.size());
         }
-        for (std::size_t i = 0; i < founder.points.size(); ++i) number_of_[founder.points[i]] = static_cast<u32>(i + 1);
-        std::vector<u32> next(founder.starts);
-        for (std::size_t i = 0; i < text.size(); ++i) {
-            founder.text[i] = number_of_[text[i]];
-            founder.positions[next[founder.text[i] - 1]++] = static_cast<u32>(i);
+        founder.points = points_;
+        founder.starts.resize(points_.size() + 1, static_cast<u32>(text.size()));
+        u32 end = 0;
+        for (std::size_t i = 0; i < points_.size(); ++i) founder.starts[i] = end += row_count_[points_[i]];
+        // Backwards, each start moves from the end of its positions to their beginning.
+        for (std::size_t i = text.size(); i-- > 0;) {
+            const u32 number = number_of_[text[i]];
+            founder.text[i] = number;
+            founder.positions[--founder.starts[number - 1]] = static_cast<u32>(i);
         }
-        for (const u32 point : founder.points) number_of_[point] = 0;
+        for (const u32 point : points_) number_of_[point] = 0;
         return founder;
     }
 
@@ -192,7 +192,9 @@ class Clusters {
     std::vector<Founder> founders_;
     // By code point, as far as one was seen; all 0 when they are not in use.
     std::vector<u32> row_count_;  // how often it occurs in the row being joined
-    std::vector<u32> number_of_;  // its number in the founder being compared with
+    std::vector<u32> number_of_;  // its number in the founder at hand
+    // Used again and again, so that their memory is.
+    std::vector<u32> points_;
     std::vector<u32> row_;        // the row in numbers of that founder, 0 for what does not occur there
     std::vector<Span> spans_;
 };
