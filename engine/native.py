@@ -1,76 +1,134 @@
-"""Hashing and grouping of states: the byte work on anchors, behind typed functions.
+"""Hashing and grouping of states: the byte work on anchors, in C++ (`csrc/`), without the GIL and on several threads.
 
-Plain Python today. They stay as the oracle of the C++ extension to come, and as the path without a compiler.
+Where the extension is not built (no compiler at set-up), its Python twin gives the same values, slower. One that is
+built but broken is an error: what is installed gets used.
 """
 
-from collections import defaultdict
+import operator
+import os
+import sys
 from collections.abc import Sequence
-from difflib import SequenceMatcher
-from hashlib import blake2b
+from typing import cast
 
 import numpy as np
 
+try:
+    import siri._native as implementation
+except ModuleNotFoundError as error:
+    if error.name != "siri._native":
+        raise
+    from siri.engine import native_twin as implementation  # type: ignore[no-redef]
 
-def hash_states(states: Sequence[bytes] | Sequence[str]) -> np.ndarray:
-    """128-bit keys of states, equal on every machine and in every process.
+States = Sequence[bytes] | Sequence[str] | bytes | bytearray | memoryview | np.ndarray
+"""N states: all bytes or all str; or one contiguous buffer of bytes, for which `offsets` says where each begins."""
+_BUFFERS = (bytes, bytearray, memoryview, np.ndarray)
 
-    Returns u64[N, 2]: the little-endian halves of BLAKE2b with a 16-byte digest. A str is hashed as its UTF-8 bytes
-    (lone surrogates included).
+
+def hash_states(
+    states: States, *, offsets: Sequence[int] | np.ndarray | None = None, threads: int | None = None
+) -> np.ndarray:
+    """128-bit keys of states, equal on every machine, in every process, with and without the extension.
+
+    The hash is XXH3-128 with seed 0 (xxHash, doc/xxhash_spec.md 0.2.0). A str is hashed as its UTF-8 bytes, lone
+    surrogates included ("surrogatepass").
+
+    Args:
+        states: see `States`. A buffer must not be written to meanwhile.
+        offsets: [N + 1] integers into a buffer: state n is `states[offsets[n] : offsets[n + 1]]`.
+        threads: threads to use at most; None: OMP_NUM_THREADS, else as many as the process has cores. Every number
+            gives the same result.
+
+    Returns:
+        u64[N, 2], the low and the high half: `low + (high << 64)` is `xxhash.xxh3_128_intdigest(state)`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
     """
-    encoded = (state.encode("utf-8", "surrogatepass") if isinstance(state, str) else state for state in states)
-    digests = b"".join(blake2b(state, digest_size=16).digest() for state in encoded)
-    return np.frombuffer(digests, dtype="<u8").astype(np.uint64).reshape(-1, 2)
+    checked, bounds = _checked_states(states, offsets)
+    return implementation.hash_states(checked, bounds, _checked_threads(threads))
 
 
 def group_states(
-    states: Sequence[bytes] | Sequence[str],
+    states: States,
     task_group: Sequence[int] | np.ndarray | None = None,
     *,
     similarity: float | None = None,
+    offsets: Sequence[int] | np.ndarray | None = None,
+    threads: int | None = None,
 ) -> np.ndarray:
     """Labels of the groups of equal (or similar) states; states of different task groups are never grouped.
 
     Args:
-        states: N states in (task, trajectory, step) order; all bytes or all str.
+        states: in (task, trajectory, step) order; see `States`. A buffer must not be written to meanwhile.
         task_group: [N] integer labels; None: all states belong to one task group.
         similarity: None groups equal states, byte for byte. A threshold in [0, 1] lets a state join the first cluster
             whose first member has `difflib.SequenceMatcher(None, state, first_member).ratio()` at or above it (GiGPO,
             arXiv 2505.10978, as published in verl-agent); here the result depends on the order of the rows. Of str the
-            characters are compared, of bytes the bytes.
+            characters are compared (fewer than 2^31 a state), of bytes the bytes. Task groups are done in parallel.
+        offsets, threads: as in `hash_states`.
 
     Returns:
         i64[N], numbered 0, 1, ... in order of first appearance.
 
     Raises:
-        ValueError: `states` and `task_group` differ in length.
+        TypeError, ValueError: an argument is not as described.
     """
-    groups = [0] * len(states) if task_group is None else np.asarray(task_group).tolist()
-    keys = list(zip(groups, states, strict=True))
-    labels = {key: label for label, key in enumerate(dict.fromkeys(keys))}
-    if similarity is not None:
-        labels = _cluster(list(labels), similarity)
-    return np.fromiter((labels[key] for key in keys), dtype=np.int64, count=len(keys))
+    if similarity is not None and not 0 <= similarity <= 1:
+        raise ValueError(f"similarity is {similarity}: it must be in [0, 1]; None groups equal states")
+    checked, bounds = _checked_states(states, offsets)
+    count = len(checked) if bounds is None else len(bounds) - 1
+    groups = None if task_group is None else _checked_integers("task_group", task_group)
+    if groups is not None and len(groups) != count:
+        raise ValueError(f"task_group has {len(groups)} labels, states has {count}: give one label a state")
+    threshold = None if similarity is None else float(similarity)
+    return implementation.group_states(checked, bounds, groups, threshold, _checked_threads(threads))
 
 
-def _cluster(keys: list, threshold: float) -> dict:
-    """Labels of distinct (task group, state) keys; clusters in order of creation."""
-    labels: dict = {}
-    num_clusters = 0
-    # One matcher a cluster: difflib indexes its second argument, so the representative is indexed once.
-    clusters: defaultdict[int, list[tuple[int, SequenceMatcher]]] = defaultdict(list)
-    for group, state in keys:
-        for label, matcher in clusters[group]:
-            matcher.set_seq1(state)
-            # The quick ratios are upper bounds computed by the same expression, so they never change the outcome.
-            if (
-                matcher.real_quick_ratio() >= threshold
-                and matcher.quick_ratio() >= threshold
-                and matcher.ratio() >= threshold
-            ):
-                labels[group, state] = label
-                break
-        else:
-            labels[group, state] = num_clusters
-            clusters[group].append((num_clusters, SequenceMatcher(None, "", state)))
-            num_clusters += 1
-    return labels
+def _checked_states(
+    states: States, offsets: Sequence[int] | np.ndarray | None
+) -> tuple[tuple[bytes, ...] | tuple[str, ...] | np.ndarray, np.ndarray | None]:
+    """The states as a tuple, or as u8 bytes with i64[N + 1] bounds of our own that lie within them."""
+    if offsets is None:
+        numbers = isinstance(states, np.ndarray) and states.dtype.kind not in "OSU"
+        if numbers or isinstance(states, str | bytes | bytearray | memoryview):
+            raise TypeError(f"states is one {type(states).__name__}: give a list of states, or offsets into it")
+        return tuple(states), None
+    # The protocol that ndarray has at run time is not in its type on Python 3.11.
+    view = memoryview(cast(bytes, states)) if isinstance(states, _BUFFERS) else None
+    if view is None or view.ndim != 1 or view.itemsize != 1 or not view.contiguous:
+        kind = type(states).__name__ if view is None else f"{type(states).__name__} of {view.format}{view.shape}"
+        raise TypeError(f"states is a {kind}: with offsets it must be one contiguous buffer of bytes (bytes, u8 array)")
+    bounds = _checked_integers("offsets", offsets).copy()
+    if len(bounds) == 0:
+        raise ValueError("offsets is empty: it holds N + 1 numbers, [0] for no state")
+    outside = np.flatnonzero((bounds < 0) | (bounds > len(view)))
+    falling = np.flatnonzero(bounds[1:] < bounds[:-1]) + 1
+    if len(outside):
+        n = int(outside[0])
+        raise ValueError(f"offsets[{n}] is {bounds[n]}: it must lie in the buffer, 0 to {len(view)}")
+    if len(falling):
+        n = int(falling[0])
+        raise ValueError(f"offsets[{n}] is {bounds[n]}, after {bounds[n - 1]}: offsets must not fall")
+    return np.frombuffer(view, dtype=np.uint8), bounds
+
+
+def _checked_integers(name: str, values: Sequence[int] | np.ndarray) -> np.ndarray:
+    """i64[...] of a list or array of integers."""
+    array = np.asarray(values)
+    if array.size == 0 and array.ndim == 1:
+        return np.zeros(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(f"{name} is {array.dtype}{array.shape}: it must be one row of integers")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _checked_threads(threads: int | None) -> int:
+    if threads is None:
+        # torchrun sets it for several ranks; it may be a list of numbers, one a level of nesting.
+        wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        if wish.isdecimal() and int(wish) > 0:
+            return int(wish)
+        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    if operator.index(threads) < 1:
+        raise ValueError(f"threads is {threads}: it must be at least 1; None takes as many as there are cores")
+    return operator.index(threads)

@@ -24,6 +24,11 @@ TORCH_NEEDS_CUDA = """
 from importlib.metadata import requires
 print(any(line.startswith(("nvidia-", "cuda-")) for line in requires("torch") or ()))
 """
+# Found without importing it.
+HAS_EXTENSION = """
+from importlib.util import find_spec
+print(find_spec("siri._native") is not None)
+"""
 SUMMARY = """
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -63,11 +68,11 @@ def check_python():
         )
 
 
-def check_compiler():
-    """The C++ extension, Triton and torch.compile all need a C++ compiler and Python's headers."""
+def compiler_problem():
+    """What keeps the C++ extension, Triton and torch.compile from compiling here, with its remedy; None if nothing."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
-        stop("no C++ compiler (c++, g++, clang++).", "Debian, Ubuntu: apt install g++; macOS: xcode-select --install")
+        return "no C++ compiler (c++, g++, clang++).", "Debian, Ubuntu: apt install g++; macOS: xcode-select --install"
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.cpp")
         probe.write_text("#include <Python.h>\n#include <string_view>\nint main() {}\n")
@@ -76,15 +81,14 @@ def check_compiler():
         try:
             result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except OSError as error:
-            stop(f"the C++ compiler cannot be run: {error}", "Set CXX to one that works, or unset it.")
+            return f"the C++ compiler cannot be run: {error}", "Set CXX to one that works, or unset it."
     said = result.stdout.decode(errors="replace")
     if result.returncode != 0 and "Python.h" in said:
-        stop(
-            f"Python.h is missing from {headers}.",
-            f"Debian, Ubuntu: apt install python{dotted(sys.version_info[:2])}-dev",
-        )
+        remedy = f"Debian, Ubuntu: apt install python{dotted(sys.version_info[:2])}-dev"
+        return f"Python.h is missing from {headers}.", remedy
     if result.returncode != 0:
-        stop(f"{compiler} does not compile C++17:\n{said}", "Install a newer one, or set CXX to it.")
+        return f"{compiler} does not compile C++17:\n{said}", "Install a newer one, or set CXX to it."
+    return None
 
 
 def choose_device(wish):
@@ -144,6 +148,24 @@ def install(lock):
     python("-m", "pip", "install", "--quiet", "--progress-bar", "off", "--no-deps", "-r", str(lock))
 
 
+def install_project(problem):
+    """The checkout itself, editable, with its C++ extension; without that where it cannot be built (`problem`)."""
+    if problem is None:
+        # What an earlier set-up built would hide that this one could not.
+        for old in (HERE.parent / "siri").glob("_native*.so"):
+            old.unlink()
+    python("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(HERE.parent))
+    built = python("-c", HAS_EXTENSION) == "True"
+    if problem is None and not built:
+        remedy = "The compiler's message: .venv/bin/python setup.py build_ext --inplace"
+        problem = "the C++ extension was not built, although the compiler works.", remedy
+    if problem is not None:
+        say("warning: " + problem[0])
+        say("         " + problem[1])
+        without = "The extension of an earlier set-up stays" if built else "Anchors are grouped in Python, slower,"
+        say("         " + without + " until that is done, then: make -B setup")
+
+
 def dotted(version):
     return ".".join(map(str, version))
 
@@ -157,7 +179,7 @@ def main():
     if wish not in ("auto", "cpu", "cuda"):
         stop(f"DEVICE is {wish!r}.", "It is one of auto, cpu, cuda.")
     check_python()
-    check_compiler()
+    problem = compiler_problem()
     device = choose_device(wish)
     make_venv(device)
     LOG.write_text("")
@@ -165,7 +187,7 @@ def main():
     if device == "cpu" and python("-c", TORCH_NEEDS_CUDA) == "True":
         say("pip was served the CUDA build of torch, so its libraries come too (README.md tells of a smaller way)")
         install(HERE / "torch-cuda.txt")
-    python("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(HERE.parent))
+    install_project(problem)
     say("ready: {}, {}".format(device, python("-c", SUMMARY)))
 
 

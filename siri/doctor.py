@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 SETUP = "make setup in the checkout"
+BUILD = "install a C++ compiler, then make -B setup in the checkout"
 GIB = 2**30
 # Four imports on two cores that train a model beside it took 60 s; alone they take 10 s.
 IMPORT_SECONDS = 180
@@ -36,6 +37,7 @@ print(json.dumps({"version": torch.__version__, "gpus": [[gpu.name, gpu.total_me
         name: f"import json, {name}; print(json.dumps({{'version': {name}.__version__}}))"
         for name in ("transformers", "triton", "vllm")
     },
+    "siri._native": "import json, siri._native as m; print(json.dumps({'version': 'built by ' + m.COMPILER}))",
 }
 
 EXTRAS = {
@@ -119,7 +121,11 @@ def _probe(name: str) -> dict[str, Any]:
 
 def _packages(probes: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     yield Finding(name="python", state="ok", detail=f"{platform.python_version()} ({sys.executable})")
-    do_without = {"triton": "the plain-torch kernels run", "vllm": "sampling falls back to transformers, slower"}
+    do_without = {
+        "triton": "the plain-torch kernels run",
+        "vllm": "sampling falls back to transformers, slower",
+        "siri._native": "the C++ extension is not built, its Python twin groups anchors, slower",
+    }
     for name, report in probes.items():
         if "version" in report:
             yield Finding(name=name, state="ok", detail=report["version"])
@@ -128,7 +134,8 @@ def _packages(probes: dict[str, dict[str, Any]]) -> Iterator[Finding]:
             state: State = "warn" if name == "triton" else "problem"
             yield Finding(name=name, state=state, detail=report["error"], remedy=f"{SETUP}, after removing .venv")
         elif name in do_without:
-            yield Finding(name=name, state="warn", detail=f"not installed: {do_without[name]}", remedy=SETUP)
+            remedy = BUILD if name == "siri._native" else SETUP
+            yield Finding(name=name, state="warn", detail=f"not installed: {do_without[name]}", remedy=remedy)
         else:
             yield Finding(name=name, state="problem", detail="not installed", remedy=SETUP)
     if "version" in probes["vllm"]:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -45,3 +46,24 @@ def place(sound_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in ("ALFWORLD_DATA", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """siri.engine.native with the C++ extension behind it."""
+    from siri.engine import native
+
+    chosen = pytest.importorskip("siri._native", reason="the C++ extension is not built")
+    monkeypatch.setattr(native, "implementation", chosen)
+    return chosen
+
+
+@pytest.fixture(params=["extension", "twin"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """siri.engine.native with the one behind it, then with the other."""
+    if request.param == "extension":
+        return request.getfixturevalue("extension")
+    from siri.engine import native, native_twin
+
+    monkeypatch.setattr(native, "implementation", native_twin)
+    return native_twin

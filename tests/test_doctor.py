@@ -56,6 +56,9 @@ GOOD = {name: {"version": "1"} for name in doctor.PROBES}
         ({"vllm": {}}, {"vllm": "warn"}),
         ({"vllm": {"error": "broken"}}, {"vllm": "problem"}),
         ({"triton": {"error": "broken"}}, {"triton": "warn"}),
+        # Not built, its Python twin runs; built but broken, it is found and used, and fails.
+        ({"siri._native": {}}, {"siri._native": "warn"}),
+        ({"siri._native": {"error": "broken"}}, {"siri._native": "problem"}),
     ],
 )
 def test_what_the_default_run_needs(probes: dict, states: dict, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,19 @@ def test_size(path: Path) -> None:
         assert lines <= (MAX_KERNEL if is_kernel else MAX_FUNCTION), f"{function.name} has {lines} lines"
 
 
+@pytest.mark.parametrize("path", sorted((REPO / "csrc").iterdir()), ids=relative)
+def test_size_of_cpp(path: Path) -> None:
+    assert path.suffix in (".h", ".cpp")
+    lines = path.read_text().splitlines()
+    assert len(lines) <= MAX_FILE
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_extension_has_one_door() -> None:
+    """Others import the checked functions of siri.engine.native."""
+    assert {module for module in SOURCES if "siri._native" in imported(module)} == {"siri.engine.native"}
+
+
 @cache
 def taken_names() -> set[str]:
     """Top-level names of the standard library and of installed packages."""

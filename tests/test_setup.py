@@ -88,12 +88,31 @@ def test_a_missing_compiler_is_named_with_its_remedy(
         fake(tmp_path, "g++", compiler)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
+    found = install.compiler_problem()
     if message is None:
-        install.check_compiler()
+        assert found is None
     else:
-        with pytest.raises(SystemExit, match=r"Debian|Install") as stopped:
-            install.check_compiler()
-        assert message in str(stopped.value)
+        problem, remedy = found
+        assert message in problem
+        assert "Debian" in remedy or "Install" in remedy
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["a compiler that works", "no compiler"])
+@pytest.mark.parametrize("built", [True, False], ids=["built", "not built"])
+def test_set_up_does_without_the_extension_and_says_so(
+    works: bool, built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale = tmp_path / "siri" / "_native.old.so"
+    stale.parent.mkdir()
+    stale.touch()
+    monkeypatch.setattr(install, "HERE", tmp_path / "requirements")
+    monkeypatch.setattr(install, "python", lambda *arguments: str(built) if arguments[0] == "-c" else "")
+    install.install_project(None if works else ("no C++ compiler.", "apt install g++"))
+    said = capsys.readouterr().out
+    assert stale.exists() == (not works), "what an earlier set-up built must not hide a failure"
+    assert ("warning: " in said) == (not (works and built))
+    assert ("warning: no C++ compiler." in said) == (not works)
+    assert ("grouped in Python" in said) == (not built)
 
 
 @pytest.mark.parametrize("release", [(3, 9), (3, 15)])
