@@ -23,8 +23,8 @@ FILES = (
     "test_distill_loss.py",
 )
 
-QUICK = {"test_gigpo_kernel.py": "not recorded_verl_agent or 5]"}
-"""Four of the forty recorded runs; the slow test has all."""
+QUICK = {"test_gigpo_kernel.py": "not recorded_verl_agent or 5]", "test_distill_loss.py": "not reference-"}
+"""Four of the forty recorded runs, and not the reference again; the slow test has all."""
 
 
 def run(file: str, *options: str) -> None:
