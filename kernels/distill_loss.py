@@ -20,9 +20,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .dispatch import use_triton
 from .projection import (
     LogitMap,
-    TokenLoss,
+    RawGrad,
     check_backend,
     check_denominator,
     check_projection,
@@ -30,9 +31,9 @@ from .projection import (
     compute_dtype,
     kept_rows,
     log_softmax_,
-    raw_logits,
     raw_logits_ref,
 )
+from .token_loss import Head, Logits, TokenLoss, TorchLogits
 
 Divergence = Literal["nll", "forward_kl", "reverse_kl", "jsd"]
 
@@ -116,21 +117,37 @@ def masked_distill_loss_chunked(
 ) -> Tensor:
     """Chunks of whole rows through `TokenLoss`; the teacher's rows are projected beside the student's."""
     dtype = compute_dtype(hidden, weight, bias)
-    teacher_w = teacher_b = None
+    frozen = () if teacher is None else (teacher.hidden, teacher.weight, teacher.bias)
+    on_triton = use_triton(hidden, weight, bias, *frozen)
+    teacher_head = None
     if teacher is not None:
-        teacher_w = teacher.weight.to(dtype)
-        teacher_b = None if teacher.bias is None else teacher.bias.to(dtype)
+        teacher_head = Head.of(teacher.hidden, teacher.weight, teacher.bias, on_triton=on_triton, dtype=dtype)
 
-    def chunk_loss(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        log_t = None
-        if teacher is not None and teacher_w is not None:
-            raw = raw_logits(teacher.hidden[rows].to(dtype), teacher_w, teacher_b)
-            logit_map.select(rows).apply_(raw)
-            log_t = log_softmax_(raw)
-        d, dz = divergence_and_grad(log_softmax_(z), log_t, targets[rows], divergence)
-        return (token_weight[rows] * d).sum(), dz.mul_(token_weight[rows, None])
+    def chunk_loss(logits: Logits, rows: slice) -> tuple[Tensor, RawGrad]:
+        teacher_logits = None
+        if teacher is not None and teacher_head is not None:
+            x = teacher_head.factor(teacher.hidden[rows])
+            teacher_logits = teacher_head.logits(x, logit_map.select(rows))
+        d, draw = chunk_divergence(logits, teacher_logits, targets[rows], token_weight[rows], divergence)
+        return (token_weight[rows] * d).sum(), draw
 
-    return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss)
+    return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss, on_triton)
+
+
+def chunk_divergence(
+    logits: Logits, teacher: Logits | None, targets: Tensor, row_weight: Tensor, divergence: Divergence
+) -> tuple[Tensor, RawGrad]:
+    """(D [n], gradient of row_weight * D by the raw logits)."""
+    if isinstance(logits, TorchLogits):
+        log_t = log_softmax_(teacher.z) if isinstance(teacher, TorchLogits) else None
+        d, dz = divergence_and_grad(log_softmax_(logits.z), log_t, targets, divergence)
+        return d, logits.raw_grad(dz.mul_(row_weight[:, None]))
+    from .distill_loss_triton import divergence_triton, nll_triton  # here: triton is not everywhere
+
+    if teacher is None:
+        return nll_triton(logits, targets, row_weight)
+    assert not isinstance(teacher, TorchLogits)  # both heads were made for one backend
+    return divergence_triton(logits, teacher, row_weight, divergence)
 
 
 def masked_distill_loss(

@@ -23,10 +23,13 @@ valid) throughout, no floor and no guard, an episode list of one score passes th
 Sources: GiGPO (arXiv 2505.10978); the two rules are ours. Legend: N rows, K groups.
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+
+from .dispatch import use_triton
 
 ROUNDING_ULP = 64
 """A return is a sum over log2(length) <= 20 levels, each rounded twice: a spread below 64 ulp is no outcome."""
@@ -39,6 +42,24 @@ class Parts(NamedTuple):
     episode_adv: Tensor
     step_adv: Tensor
     returns: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """The choices of one call, checked; see `gigpo_advantage`."""
+
+    gamma: float
+    omega: float
+    scale: bool
+    """divide by sigma"""
+    by_row: bool
+    """episode statistics count rows, not trajectories"""
+    min_sigma: float
+    eps: float
+    parity: bool
+    """with verl-agent"""
+    ulp: float
+    """spacing of the rewards' dtype at 1"""
 
 
 class GroupStats(NamedTuple):
@@ -162,31 +183,50 @@ def gigpo_advantage(
     check_choice("parity", parity, (None, "verl_agent"))
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma = {gamma} must lie in [0, 1]")
-    ulp = torch.finfo(reward.dtype if reward.is_floating_point() else torch.float64).eps
+    rule = Rule(
+        gamma=gamma,
+        omega=omega,
+        scale=normalize == "mean_std",
+        by_row=episode_stats == "row",
+        min_sigma=min_sigma,
+        eps=eps,
+        parity=parity is not None,
+        ulp=torch.finfo(reward.dtype if reward.is_floating_point() else torch.float64).eps,
+    )
     out_dtype = torch.float64 if reward.dtype == torch.float64 and parity is None else torch.float32
     reward = reward.to(torch.float64 if parity is None else torch.float32)
     charge = penalty * (~valid.bool()).to(reward.dtype)
+    parts = gigpo_parts(reward, traj, episode_group, step_group, charge, rule)
+    parts = Parts(*(part.to(out_dtype) for part in parts))
+    return parts if return_parts else parts.advantage
 
-    first, rows_left, traj_K = trajectory_layout(traj)
-    returns = discounted_returns(reward, rows_left, gamma)
-    totals = reward.new_zeros(len(first)).index_add(0, traj_K, reward)[traj_K]
-    scores = (totals, returns) if parity is None else (totals - charge, returns - charge)
-    counted = (first if episode_stats == "trajectory" else slice(None), slice(None))
+
+def gigpo_parts(
+    reward: Tensor, traj: Tensor, episode_group: Tensor, step_group: Tensor, charge: Tensor, rule: Rule
+) -> Parts:
+    """All [N] in the dtype of `reward`; `charge` [N] is the penalty of each row."""
+    if use_triton(traj, episode_group, step_group):
+        from .gigpo_advantage_triton import gigpo_parts_triton  # here: triton is not everywhere
+
+        return gigpo_parts_triton(reward, traj, episode_group, step_group, charge, rule)
+    first, rows_left, trajectory = trajectory_layout(traj)
+    returns = discounted_returns(reward, rows_left, rule.gamma)
+    totals = reward.new_zeros(len(first)).index_add(0, trajectory, reward)[trajectory]
+    scores = (totals - charge, returns - charge) if rule.parity else (totals, returns)
+    counted = (slice(None) if rule.by_row else first, slice(None))
 
     levels = []
     for level, (score, rows, group) in enumerate(zip(scores, counted, (episode_group, step_group), strict=True)):
         label = group.unique(return_inverse=True)[1]
         groups = int(label.max()) + 1 if len(label) else 0
-        stats = GroupStats(*(field[label] for field in group_stats(score[rows], label[rows], groups, ulp)))
-        scale = normalize == "mean_std"
-        if parity is None:
-            a = normalized(score, charge, stats, scale, min_sigma, eps)
-            levels.append(a if level == 0 else torch.where(stats.size == 1, 0, a))
+        stats = GroupStats(*(field[label] for field in group_stats(score[rows], label[rows], groups, rule.ulp)))
+        if rule.parity:
+            levels.append(verl_agent_normalized(score, stats, rule.scale, rule.eps, lone_is_raw=level == 0))
         else:
-            levels.append(verl_agent_normalized(score, stats, scale, eps, lone_is_raw=level == 0))
+            a = normalized(score, charge, stats, rule.scale, rule.min_sigma, rule.eps)
+            levels.append(a if level == 0 else torch.where(stats.size == 1, 0, a))
     episode_adv, step_adv = levels
-    parts = Parts(*(p.to(out_dtype) for p in (episode_adv + omega * step_adv, episode_adv, step_adv, returns)))
-    return parts if return_parts else parts.advantage
+    return Parts(episode_adv + rule.omega * step_adv, episode_adv, step_adv, returns)
 
 
 def trajectory_layout(traj: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dispatch import use_triton
 from .projection import (
     LogitMap,
     SoftmaxGrad,
@@ -69,6 +70,10 @@ def shard_stats(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0
 ) -> Tensor:
     """`SoftmaxStats` [4, T] over the columns of `weight`, which are the token ids from `vocab_start` on."""
+    if use_triton(hidden, weight, bias):
+        from .linear_logprob_triton import shard_stats_triton  # here: triton is not everywhere
+
+        return shard_stats_triton(hidden, weight, bias, targets, logit_map, vocab_start)
     dtype = compute_dtype(hidden, weight, bias)
     x = hidden.to(dtype)
     stats = x.new_zeros(4, len(x))
@@ -83,8 +88,52 @@ def shard_stats(
     return stats
 
 
+def shard_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    logit_map: LogitMap,
+    grad: SoftmaxGrad,
+    lse: Tensor,
+    vocab_start: int,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of (hidden, in the compute dtype; weight; bias) from this shard of the vocabulary, where needed."""
+    if use_triton(hidden, weight, bias):
+        from .linear_logprob_triton import shard_gradients_triton
+
+        return shard_gradients_triton(hidden, weight, bias, targets, logit_map, grad, lse, vocab_start, needs)
+    need_x, need_w, need_b = needs
+    x = hidden.to(lse.dtype)
+    dx = torch.zeros_like(x) if need_x else None
+    dw = torch.empty_like(weight) if need_w else None
+    db = torch.empty_like(bias) if need_b and bias is not None else None
+    for cols in blocks(len(weight), VOCAB_BLOCK):
+        w, b = weight[cols].to(x.dtype), None if bias is None else bias[cols].to(x.dtype)
+        dw_block, db_block = torch.zeros_like(w), x.new_zeros(len(w))
+        for rows in blocks(len(x), TOKEN_BLOCK):
+            z = raw_logits(x[rows], w, b)
+            slope = logit_map.select(rows).apply_(z)
+            where = locate(targets[rows], vocab_start + cols.start, len(w))
+            dz = grad.select(rows).logits_(z, lse[rows], *where)
+            if slope is not None:
+                dz.mul_(slope)
+            if dx is not None:
+                dx[rows].addmm_(dz, w)
+            if need_w:
+                dw_block.addmm_(dz.t(), x[rows])
+            if need_b:
+                db_block += dz.sum(0)
+        if dw is not None:
+            dw[cols] = dw_block
+        if db is not None:
+            db[cols] = db_block
+    return dx, dw, db
+
+
 class LinearLogprob(torch.autograd.Function):
-    """Blocks of TOKEN_BLOCK x VOCAB_BLOCK logits, twice: for the statistics, and recomputed for the gradient."""
+    """The logits are made twice, a part at a time: for the statistics, and again for the gradient."""
 
     @staticmethod
     def forward(
@@ -112,35 +161,13 @@ class LinearLogprob(torch.autograd.Function):
         ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None, g_lse: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, lse = ctx.saved_tensors
-        need_x, need_w, need_b = ctx.needs_input_grad[:3]
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy, g_lse)
         live = grad.live_rows()  # the other rows cost nothing, and a NaN in one of them stays there
-        x, grad, targets, lse = hidden[live].to(lse.dtype), grad.select(live), targets[live], lse[live]
-        logit_map = ctx.logit_map.select(live)
-        dx = torch.zeros_like(x) if need_x else None
-        dw = torch.empty_like(weight) if need_w else None
-        db = torch.empty_like(bias) if need_b else None
         with full_precision(hidden.device):
-            for cols in blocks(len(weight), VOCAB_BLOCK):
-                w, b = weight[cols].to(x.dtype), None if bias is None else bias[cols].to(x.dtype)
-                dw_block, db_block = torch.zeros_like(w), x.new_zeros(len(w))
-                for rows in blocks(len(x), TOKEN_BLOCK):
-                    z = raw_logits(x[rows], w, b)
-                    slope = logit_map.select(rows).apply_(z)
-                    where = locate(targets[rows], ctx.vocab_start + cols.start, len(w))
-                    dz = grad.select(rows).logits_(z, lse[rows], *where)
-                    if slope is not None:
-                        dz.mul_(slope)
-                    if dx is not None:
-                        dx[rows].addmm_(dz, w)
-                    if need_w:
-                        dw_block.addmm_(dz.t(), x[rows])
-                    if need_b:
-                        db_block += dz.sum(0)
-                if dw is not None:
-                    dw[cols] = dw_block
-                if db is not None:
-                    db[cols] = db_block
+            dx, dw, db = shard_gradients(
+                hidden[live], weight, bias, targets[live], ctx.logit_map.select(live), grad.select(live), lse[live],
+                ctx.vocab_start, ctx.needs_input_grad[:3],
+            )  # fmt: skip
         if dx is not None:
             if ctx.tp_group is not None:
                 dist.all_reduce(dx, group=ctx.tp_group)
@@ -190,7 +217,8 @@ def linear_logprob(
         tp_group: vocabulary-parallel: `weight` and `bias` hold this rank's contiguous shard, shards in rank order and
             of any size; `targets` are global ids. Every rank must hold the same `hidden` and `targets` and form the
             same loss; all get the same outputs and the full gradient of `hidden`; `weight` gets its shard's.
-        backend: "auto", the bounded path; "reference", all logits in memory (the oracle, no `tp_group`).
+        backend: "auto", bounded memory (`dispatch.explain()` says by which kernels); "reference", all logits in memory
+            (the oracle, no `tp_group`).
 
     Returns:
         logprob [T] (, entropy [T]) (, lse [T]) in nats; float32, or float64 if an input is.

@@ -21,19 +21,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .dispatch import use_triton
 from .linear_logprob import linear_logprob_ref
 from .projection import (
     LogitMap,
+    RawGrad,
     SoftmaxGrad,
-    TokenLoss,
     check_backend,
     check_denominator,
     check_projection,
     check_targets,
     compute_dtype,
     kept_rows,
-    softmax_stats_,
 )
+from .token_loss import Logits, TokenLoss
 
 LOG_RATIO_CLAMP = 20.0
 K3_CLAMP = 10.0
@@ -138,10 +139,8 @@ def linear_policy_loss_chunked(
     _, totals = policy_loss_of(nothing, nothing, tokens.select(slice(0, 0)))
     totals["logprob"] = hidden.new_zeros(len(hidden), dtype=dtype)
 
-    def chunk_loss(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        column = targets[rows]
-        inside = column >= 0  # every kept target is in the vocabulary
-        softmax = softmax_stats_(z, column, inside)
+    def chunk_loss(logits: Logits, rows: slice) -> tuple[Tensor, RawGrad]:
+        softmax = logits.stats(targets[rows])
         logprob, entropy = softmax.logprob.requires_grad_(), softmax.entropy.requires_grad_()
         with torch.enable_grad():
             loss, stats = policy_loss_of(logprob, entropy, tokens.select(rows))
@@ -150,9 +149,10 @@ def linear_policy_loss_chunked(
         for name, value in stats.items():
             totals[name] = torch.maximum(totals[name], value) if name == "ratio_max" else totals[name] + value
         grad = SoftmaxGrad.from_upstream(entropy.detach(), g_logprob, g_entropy if tokens.entropy_coef else None)
-        return loss.detach(), grad.logits_(z, softmax.total.log(), column, inside)
+        return loss.detach(), logits.grad(grad, softmax, targets[rows])
 
-    return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss), totals
+    on_triton = use_triton(hidden, weight, bias)
+    return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss, on_triton), totals
 
 
 def linear_policy_loss(

@@ -13,24 +13,18 @@ Legend: T tokens, H hidden, V vocabulary; n and v are the rows and columns of on
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 LOGIT_FLOOR = -1e30
 """Stands in for -inf: a bias of -inf (a masked vocabulary entry) must not meet `0 * inf`. exp() of it is 0."""
 
 LOG2_E = math.log2(math.e)
-
-CHUNK_ELEMENTS = 6 * 2**20
-"""Logits in one token chunk of `TokenLoss`: 128 rows of 49152 (24 MiB in float32). GEMMs ran at 72 to 80 GFLOP/s a core
-(Zen 4) from 128 rows up, at 50 to 65 with 64; above 32 MiB glibc maps new pages for every temporary (3 ns an
-element)."""
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -264,68 +258,10 @@ class SoftmaxGrad(NamedTuple):
         return dz.scatter_add_(1, column[:, None], torch.where(inside, self.target, 0)[:, None])
 
 
-ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""(z[n, V], rows) -> (the chunk's summed loss, dLoss/dz [n, V]). May overwrite z."""
+class RawGrad(NamedTuple):
+    """The gradient of raw logits, ready to be multiplied."""
 
-
-class TokenLoss(torch.autograd.Function):
-    """Sum over tokens of a loss that needs one token's logits at a time, with its gradient taken in the forward pass.
-
-    Three GEMMs instead of the four of a recomputing backward; backward only scales. Chunks hold whole rows, because the
-    gradient of a row needs its normaliser.
-    """
-
-    @classmethod
-    def run(
-        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, logit_map: LogitMap, chunk_loss: ChunkLoss
-    ) -> Tensor:
-        """The loss, 0-dim. No gradient is formed where autograd is off."""
-        if not torch.is_grad_enabled():
-            hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-        return cls.apply(hidden, weight, bias, logit_map, chunk_loss)
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        logit_map: LogitMap,
-        chunk_loss: ChunkLoss,
-    ) -> Tensor:
-        need_x, need_w, need_b = ctx.needs_input_grad[:3]
-        dtype = compute_dtype(hidden, weight, bias)
-        w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
-        dx = torch.empty_like(hidden) if need_x else None
-        dw = torch.zeros_like(w) if need_w else None
-        db = torch.zeros_like(b) if need_b and b is not None else None
-        loss = hidden.new_zeros((), dtype=dtype)
-        with full_precision(hidden.device):
-            for rows in blocks(len(hidden), max(64, min(1024, CHUNK_ELEMENTS // len(w)))):
-                x = hidden[rows].to(dtype)
-                z = raw_logits(x, w, b)
-                slope = logit_map.select(rows).apply_(z)
-                chunk, dz = chunk_loss(z, rows)
-                loss += chunk
-                if slope is not None:
-                    dz.mul_(slope)
-                if dx is not None:
-                    dx[rows] = dz @ w
-                if dw is not None:
-                    dw.addmm_(dz.t(), x)
-                if db is not None:
-                    db += dz.sum(0)
-                del z, dz  # else they live on beside the next chunk's
-        ctx.save_for_backward(
-            dx, None if dw is None else dw.to(weight.dtype), None if db is None or bias is None else db.to(bias.dtype)
-        )
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
-        # `loss.backward()` passes 1: the saved [V, H] gradient is handed on uncopied. On a GPU looking would be a sync.
-        if grad.device.type == "cpu" and grad.item() == 1.0:
-            return (*saved, None, None)
-        return (*(None if g is None else g * grad.to(g.dtype) for g in saved), None, None)
+    values: Tensor
+    """[n, v], the gradient divided by `scale`"""
+    scale: Tensor | None
+    """0-dim; None for 1"""

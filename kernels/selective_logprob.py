@@ -10,13 +10,17 @@ Legend: ... any leading shape, V vocabulary, N rows (the product of the leading 
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dispatch import use_triton
 from .projection import LogitMap, SoftmaxGrad, blocks, check_targets, compute_dtype, softmax_stats_
+
+if TYPE_CHECKING:
+    from .softmax_triton import TritonLogits
 
 BLOCK_ELEMENTS = 2**20
 """Logits in one block: 4 MiB in float32, in cache for the handful of passes over it."""
@@ -31,27 +35,34 @@ def selective_logprob_ref(logits: Tensor, targets: Tensor, temperature: float | 
 
 
 class SelectiveLogprob(torch.autograd.Function):
-    """Blocks of whole rows, recomputed for the gradient."""
+    """Blocks of whole rows, or Triton's row kernels; recomputed for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, logit_map: LogitMap) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        out = logits.new_empty(3, len(logits), dtype=compute_dtype(logits))
-        for rows in row_blocks(logits):
-            z = logits[rows].to(out.dtype, copy=True)
-            logit_map.select(rows).apply_(z)
-            stats = softmax_stats_(z, targets[rows], targets[rows] >= 0)
-            out[:, rows] = torch.stack([stats.logprob, stats.entropy, stats.lse])
-        logprob, entropy, lse = out
+        if use_triton(logits):
+            stats = triton_logits(logits, logit_map).stats(targets)
+            logprob, entropy, lse = stats.logprob, stats.entropy, stats.lse
+        else:
+            out = logits.new_empty(3, len(logits), dtype=compute_dtype(logits))
+            for rows in row_blocks(logits):
+                z = logits[rows].to(out.dtype, copy=True)
+                logit_map.select(rows).apply_(z)
+                stats = softmax_stats_(z, targets[rows], targets[rows] >= 0)
+                out[:, rows] = torch.stack([stats.logprob, stats.entropy, stats.lse])
+            logprob, entropy, lse = (row.clone() for row in out)
         ctx.save_for_backward(logits, targets, entropy, lse)
         ctx.logit_map = logit_map
-        return logprob.clone(), entropy.clone()
+        return logprob, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, targets, entropy, lse = ctx.saved_tensors
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy)
+        if use_triton(logits):
+            draw, scale = triton_logits(logits, ctx.logit_map).grad(grad, lse, targets)
+            return draw if scale is None else draw.mul_(scale), None, None
         dlogits = torch.empty_like(logits)
         for rows in row_blocks(logits):
             z = logits[rows].to(lse.dtype, copy=True)
@@ -59,6 +70,15 @@ class SelectiveLogprob(torch.autograd.Function):
             dz = grad.select(rows).logits_(z, lse[rows], targets[rows], targets[rows] >= 0)
             dlogits[rows] = dz if slope is None else dz.mul_(slope)
         return dlogits, None, None
+
+
+def triton_logits(logits: Tensor, logit_map: LogitMap) -> "TritonLogits":
+    """logits [N, V] as the row kernels take them: rows of adjacent elements."""
+    from .softmax_triton import TritonLogits, inverse_temperature  # here: triton is not everywhere
+
+    raw = logits if logits.stride(1) == 1 else logits.contiguous()
+    inverse = inverse_temperature(logit_map, logits)
+    return TritonLogits(raw=raw, bias=None, inverse_temperature=inverse, softcap=None, dtype=logits.dtype)
 
 
 def row_blocks(logits: Tensor) -> Iterator[slice]:

@@ -17,7 +17,12 @@ REPO = Path(__file__).resolve().parent.parent
 # belongs to the change that is tested; at a desk they are new every time.
 hypothesis.settings.register_profile("desk", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "desk")
+# Triton's interpreter takes seconds for an example.
+hypothesis.settings.register_profile("interpreter", deadline=None, derandomize=True, max_examples=4)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    hypothesis.settings.load_profile("interpreter")
+else:
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
 def shared_path(*parts: str) -> Path:

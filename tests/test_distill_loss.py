@@ -1,4 +1,7 @@
-"""`masked_distill_loss` against the definitions of the divergences in float64."""
+"""`masked_distill_loss` against the definitions of the divergences in float64.
+
+`test_triton_interpreter.py` runs this file again, with the Triton kernels in place of the reference.
+"""
 
 import math
 from typing import Any
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from projections import Meter, gradients, naive_log_softmax, relative_error
 from torch import Tensor
 
-from siri.kernels import linear_logprob, masked_distill_loss, projection
+from siri.kernels import linear_logprob, masked_distill_loss, token_loss
 
 DIVERGENCES = ("nll", "forward_kl", "reverse_kl", "jsd")
 
@@ -56,7 +59,8 @@ def run(divergence: str, tensors: dict[str, Tensor], **options: Any) -> Tensor:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_loss_and_gradients_in_several_chunks(divergence: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "CHUNK_ELEMENTS", 1)  # the least chunk: 64 rows
+    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 1)  # the least chunk: 64 rows
+    monkeypatch.setattr(token_loss, "GPU_CHUNK_ELEMENTS", 1)  # 128 rows
     t = problem(150)
     temperature = torch.linspace(0.5, 3, 150)
     leaves = [t[name].requires_grad_() for name in ("hidden", "weight", "bias")]
@@ -180,9 +184,10 @@ def test_wrong_input_is_named(divergence: str, change: dict[str, Any], message: 
         masked_distill_loss(**{**t, "denominator": 1.0, "divergence": divergence, **change})
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_logits_are_never_held(divergence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 1)
     t = problem(300, vocabulary=700)
     t["token_weight"] = torch.ones(300)
     leaves = [t[name].requires_grad_() for name in ("hidden", "weight")]

@@ -1,7 +1,11 @@
-"""`linear_logprob` against float64 definitions that share no code with it."""
+"""`linear_logprob` against float64 definitions that share no code with it.
+
+`test_triton_interpreter.py` runs this file again, with the Triton kernels in place of the reference.
+"""
 
 import importlib
 import math
+import os
 import threading
 from itertools import pairwise
 from typing import Any
@@ -22,8 +26,12 @@ module: Any = importlib.import_module("siri.kernels.linear_logprob")  # the pack
 
 # A float32 logit of size 30 is known to 2e-6; log-probabilities of the cases here come out ten times better than this.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
-# Half-precision inputs: the sums are float32, only the returned gradient is rounded (2^-9 and 2^-12 at most).
-GRAD_TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2.5e-3, torch.float16: 4e-4}
+# Half-precision inputs: the sums are float32, only the returned gradient is rounded (2^-9 and 2^-12 at most). Tensor
+# cores take dz in float16 too: as much again.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GRAD_TOLERANCE = {
+    torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2.5e-3, torch.float16: 8e-4 if INTERPRETED else 4e-4,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -86,7 +94,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(everything, leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("vocabulary", [1, 1000, 1300, 49152])
+@pytest.mark.parametrize("vocabulary", [1, 1000, 1300, pytest.param(49152, marks=pytest.mark.reference)])
 def test_zero_hidden_states_give_minus_log_v_exactly(vocabulary: int) -> None:
     """A tail of phantom zero logits would show here: 1000 columns padded to 1024 give log 1024."""
     x, w, y = torch.zeros(3, 8), torch.randn(vocabulary, 8), torch.tensor([0, vocabulary // 2, vocabulary - 1])
@@ -249,8 +257,9 @@ def test_tied_weights_receive_both_gradients() -> None:
     assert relative_error(got, truth) <= 2e-6
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_backward_in_a_thread_twice_and_repeatable() -> None:
-    x, w, y = make(600, 16, 1100)
+    x, w, y = make(120, 16, 300)
     leaves = [x.requires_grad_(), w.requires_grad_()]
     value = linear_logprob(x, w, y).sum()
     first = torch.autograd.grad(value, leaves, retain_graph=True)
@@ -370,6 +379,7 @@ def test_reference_backend_is_the_same_function() -> None:
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.reference
 @pytest.mark.usefixtures("small_blocks")
 def test_logits_are_never_held() -> None:
     """No operator of forward or backward returns more than one block of 50 x 129."""

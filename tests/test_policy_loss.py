@@ -1,4 +1,7 @@
-"""`linear_policy_loss` against recorded values of verl and against a float64 definition written out token by token."""
+"""`linear_policy_loss` against recorded values of verl and against a float64 definition written out token by token.
+
+`test_triton_interpreter.py` runs this file again, with the Triton kernels in place of the reference.
+"""
 
 import json
 import math
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from projections import Meter, gradients, naive, relative_error
 from torch import Tensor
 
-from siri.kernels import linear_policy_loss, projection
+from siri.kernels import linear_policy_loss, token_loss
 
 ORACLE_CASES = 12
 
@@ -124,7 +127,8 @@ def problem(
 
 @pytest.mark.parametrize("tokens", [1, 64, 201])
 def test_loss_and_gradients_in_several_chunks(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "CHUNK_ELEMENTS", 1)  # the least chunk: 64 rows
+    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 1)  # the least chunk: 64 rows
+    monkeypatch.setattr(token_loss, "GPU_CHUNK_ELEMENTS", 1)  # 128 rows
     (hidden, weight, bias, targets), columns = problem(tokens)
     if tokens == 1:
         columns["token_weight"] = torch.ones(1)
@@ -264,7 +268,8 @@ def test_half_precision_inputs(dtype: torch.dtype) -> None:
     assert loss.item() == pytest.approx(truth.item(), rel=5e-6)
     leaves = (hidden, weight, bias)
     for got, true_grad in zip(gradients(loss, *leaves), gradients(truth, *leaves), strict=True):
-        assert relative_error(got, true_grad) <= {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}[dtype]
+        # 2^-9 and 2^-12 at most; tensor cores take dz in float16 too: as much again
+        assert relative_error(got, true_grad) <= {torch.bfloat16: 2.5e-3, torch.float16: 8e-4}[dtype]
 
 
 def test_backward_twice_and_without_autograd() -> None:
@@ -299,8 +304,9 @@ def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:
         linear_policy_loss(**{"hidden": hidden, "weight": weight, "targets": targets, **columns, **OPTIONS, **change})
 
 
+@pytest.mark.reference
 def test_logits_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(token_loss, "CHUNK_ELEMENTS", 1)
     (hidden, weight, bias, targets), columns = problem(300, vocabulary=700)
     columns["token_weight"] = torch.ones(300)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]

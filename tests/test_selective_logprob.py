@@ -1,5 +1,9 @@
-"""`selective_logprob` against float64 log-softmax."""
+"""`selective_logprob` against float64 log-softmax.
 
+`test_triton_interpreter.py` runs this file again, with the Triton kernels in place of the reference.
+"""
+
+import os
 from typing import Any
 
 import pytest
@@ -12,6 +16,8 @@ from torch import Tensor
 from siri.kernels import selective_logprob
 from siri.kernels.selective_logprob import selective_logprob_ref
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
 
 def truth(logits: Tensor, targets: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     scale = temperature.double()[..., None] if isinstance(temperature, Tensor) else temperature
@@ -20,7 +26,7 @@ def truth(logits: Tensor, targets: Tensor, temperature: float | Tensor) -> tuple
 
 
 # 1700 rows of 1291 take three blocks of 2^20 elements; the other shapes are leading dimensions of every kind.
-@pytest.mark.parametrize("shape", [(1700,), (2, 3, 5), (), (0,)])
+@pytest.mark.parametrize("shape", [pytest.param((1700,), marks=pytest.mark.reference), (2, 3, 5), (), (0,)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("per_token", [False, True])
 def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, per_token: bool) -> None:
@@ -40,7 +46,8 @@ def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, per_to
     assert (entropy - true_entropy).abs().max() <= limit
     got = gradients((u * logprob + v * entropy).sum(), logits)[0]
     expected = gradients((u * true_logprob + v * true_entropy).sum(), logits)[0]
-    assert relative_error(got, expected) <= {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2.5e-3}[dtype]
+    rounding = 5e-3 if INTERPRETED else 2.5e-3  # the interpreter truncates where a GPU rounds
+    assert relative_error(got, expected) <= {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: rounding}[dtype]
 
 
 @given(st.integers(0, 2**31), st.floats(0.1, 5), st.sampled_from([-120.0, 0.0, 120.0]))
@@ -85,6 +92,7 @@ def test_wrong_input_is_named(targets: Tensor, temperature: Any, message: str) -
         selective_logprob(torch.zeros(2, 2, 40), targets, temperature=temperature)
 
 
+@pytest.mark.reference
 def test_no_second_tensor_of_the_size_of_the_logits() -> None:
     """The forward pass makes blocks only; the backward pass makes the gradient."""
     logits = torch.randn(3000, 1000, requires_grad=True)

@@ -1,0 +1,88 @@
+"""Reference or Triton: decided once in a process, from SIRI_KERNELS and the hardware.
+
+    auto        Triton on a GPU that it serves, else the reference (plain torch in bounded memory)
+    reference   the reference everywhere
+    triton      Triton, or an error that says what is missing
+
+Triton's interpreter (TRITON_INTERPRET=1) takes the place of the GPU for tests: CPU tensors, and only if asked for by
+SIRI_KERNELS=triton, because it is a thousand times slower than the reference. float64 is always the reference's: it is
+what gradients are checked with, and tensor cores have no use for it.
+"""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MODES = ("auto", "reference", "triton")
+
+OLDEST_GPU = (8, 0)
+"""bfloat16 tensor cores and asynchronous copies begin with compute capability 8.0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What `decide` found."""
+
+    device: Literal["cuda", "cpu"] | None
+    """Type of the tensors that the Triton kernels take; None: the reference takes all."""
+    reason: str
+
+
+@cache
+def decide() -> Decision:
+    """The decision of this process. Raises ValueError for an unknown SIRI_KERNELS, or a triton that cannot be had."""
+    mode = os.environ.get("SIRI_KERNELS", "auto")
+    if mode not in MODES:
+        raise ValueError(f"SIRI_KERNELS = {mode!r} must be one of {', '.join(MODES)}; unset it for auto")
+    if mode == "reference":
+        return Decision(device=None, reason="SIRI_KERNELS=reference")
+    missing = _missing()
+    if interpreting() and importlib.util.find_spec("triton") is not None:
+        if mode == "triton":
+            return Decision(device="cpu", reason="SIRI_KERNELS=triton under TRITON_INTERPRET=1")
+        missing = "TRITON_INTERPRET=1 is for tests, which ask for it with SIRI_KERNELS=triton"
+    if missing is None:
+        return Decision(device="cuda", reason=f"SIRI_KERNELS={mode}, {torch.cuda.get_device_name()}")
+    if mode == "triton":
+        raise ValueError(
+            f"SIRI_KERNELS = 'triton' cannot be had: {missing}; set SIRI_KERNELS=auto, or TRITON_INTERPRET=1 to try "
+            "the kernels on the CPU"
+        )
+    return Decision(device=None, reason=f"SIRI_KERNELS=auto: {missing}")
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels are run by its interpreter, which reads this variable when they are defined."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def use_triton(*tensors: Tensor | None) -> bool:
+    """Whether the Triton kernels take a call with these tensors."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if given[0].device.type == "cpu" and not interpreting():
+        return False  # without a look at the GPU, which would initialise CUDA in a process that may not want it
+    device = decide().device
+    return all(tensor.device.type == device and tensor.dtype != torch.float64 for tensor in given)
+
+
+def explain() -> str:
+    """Which kernels this process uses, and why: one line for a log."""
+    decision = decide()
+    return f"{'reference' if decision.device is None else 'triton'} ({decision.reason})"
+
+
+def _missing() -> str | None:
+    """What Triton lacks on this machine, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return "torch finds no NVIDIA GPU"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_GPU:
+        return f"the GPU has compute capability {capability}, the kernels need {OLDEST_GPU}"
+    return None

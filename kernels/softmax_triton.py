@@ -1,0 +1,205 @@
+"""Triton kernels on logits that are in memory: statistics of each row, and the gradient of each logit.
+
+    z_tv = cap(raw_tv + b_v) / temperature_t
+    peak, total, moment, target of row t: see `SoftmaxStats`
+    draw_tv = slope_tv (p_tv (p_t + p_logp_t logp_tv) + target_t 1[v = y_t]) / scale: see `SoftmaxGrad`
+
+Row kernels walk over their row: a block of a whole vocabulary spills. Row offsets are 64-bit: n * v may exceed 2^31.
+
+Legend: n rows, v columns of the block in memory.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .projection import LogitMap, RawGrad, SoftmaxGrad, SoftmaxStats
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOGIT_FLOOR = tl.constexpr(-1e30)
+
+STATS_BLOCK, STATS_WARPS = 4096, 8
+GRAD_BLOCK, GRAD_WARPS = 1024, 4
+"""Sixteen and eight elements a thread: 80 and 40 registers at most on sm_80, sm_90 and sm_100, nothing spilled."""
+
+FP16_PEAK = 2.0**14
+"""What the largest dz of a float16 gradient is scaled to. Unscaled, dz below 6e-8 would be 0: with 1e5 tokens in the
+denominator, all of it."""
+
+
+@triton.jit
+def mapped(raw, softcap, inverse_temperature, SOFTCAP: tl.constexpr):
+    """z from raw logits. NaN stays NaN: tl.maximum in place of tl.where would swallow it."""
+    z = tl.where(raw < LOGIT_FLOOR, LOGIT_FLOOR, raw)  # a bias of -inf must not meet 0 * inf
+    if SOFTCAP:
+        z = softcap - 2 * softcap / (1 + tl.exp2(z * (2 * LOG2_E / softcap)))  # softcap * tanh(z / softcap)
+    return z * inverse_temperature
+
+
+@triton.jit(do_not_specialize=["n"])
+def row_stats_kernel(
+    raw_ptr,  # [n, v]
+    bias_ptr,  # [v]
+    target_ptr,  # i64 [n]
+    inverse_ptr,  # f32 [n], 1 / temperature
+    stats_ptr,  # f32 [4, n]
+    n,
+    v,
+    stride,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    raw_ptr += row * stride
+    inverse = tl.load(inverse_ptr + row)
+    peak = -float("inf")
+    total = tl.zeros((BLOCK,), tl.float32)
+    moment = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, v, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        raw = tl.load(raw_ptr + col, col < v, -float("inf")).to(tl.float32)
+        if HAS_BIAS:
+            raw += tl.load(bias_ptr + col, col < v, 0.0).to(tl.float32)
+        z = mapped(raw, softcap, inverse, SOFTCAP)
+        z = tl.where(col < v, z, LOGIT_FLOOR)
+        higher = tl.maximum(peak, tl.max(z, 0))
+        drop = tl.where(start == 0, 0.0, peak - higher)
+        scale = tl.exp2(drop * LOG2_E)
+        z -= higher
+        e = tl.where(col < v, tl.exp2(z * LOG2_E), 0.0)
+        moment = scale * (moment + total * drop) + e * z
+        total = scale * total + e
+        peak = higher
+    y = tl.load(target_ptr + row)
+    inside = (y >= 0) & (y < v)
+    raw_y = tl.load(raw_ptr + y, inside, 0.0).to(tl.float32)
+    if HAS_BIAS:
+        raw_y += tl.load(bias_ptr + y, inside, 0.0).to(tl.float32)
+    z_y = mapped(raw_y, softcap, inverse, SOFTCAP)
+    tl.store(stats_ptr + row, peak)
+    tl.store(stats_ptr + n + row, tl.sum(total, 0))
+    tl.store(stats_ptr + 2 * n + row, tl.sum(moment, 0))
+    tl.store(stats_ptr + 3 * n + row, tl.where(inside, z_y, 0.0))
+
+
+@triton.jit(do_not_specialize_on_alignment=["peak_ptr", "total_ptr"])  # rows of a [4, n] of any n
+def logit_grad_kernel(
+    raw_ptr,  # [n, v]
+    bias_ptr,  # [v]
+    target_ptr,  # i64 [n]
+    inverse_ptr,  # f32 [n]
+    peak_ptr,  # f32 [n]; with total_ptr None, the lse
+    total_ptr,  # f32 [n]
+    g_target_ptr,  # f32 [n], the three of SoftmaxGrad
+    g_p_ptr,
+    g_p_logp_ptr,
+    scale_ptr,  # f32, 0-dim
+    out_ptr,  # [n, v], contiguous
+    v,
+    stride,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    HAS_TOTAL: tl.constexpr,
+    HAS_P_LOGP: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inverse = tl.load(inverse_ptr + row)
+    raw = tl.load(raw_ptr + row * stride + col, col < v, 0.0).to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(bias_ptr + col, col < v, 0.0).to(tl.float32)
+    z = mapped(raw, softcap, inverse, SOFTCAP)
+    logp = z - tl.load(peak_ptr + row)
+    if HAS_TOTAL:
+        logp -= tl.log(tl.load(total_ptr + row))
+    p = tl.exp2(logp * LOG2_E)
+    g = tl.load(g_p_ptr + row)
+    d = p * (g + tl.load(g_p_logp_ptr + row) * logp) if HAS_P_LOGP else p * g
+    d += tl.where(col == tl.load(target_ptr + row), tl.load(g_target_ptr + row), 0.0)
+    d *= inverse
+    if SOFTCAP:
+        capped = z / (inverse * softcap)
+        d *= 1 - capped * capped
+    if HAS_SCALE:
+        d /= tl.load(scale_ptr)
+    tl.store(out_ptr + row * v + col, d.to(out_ptr.dtype.element_ty), col < v)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonLogits:
+    """Raw logits of some rows and columns, on a GPU, with what turns them into z.
+
+    Vectors that the methods are given may have any stride.
+    """
+
+    raw: Tensor
+    """[n, v], any stride between rows; without the bias"""
+    bias: Tensor | None
+    """[v]"""
+    inverse_temperature: Tensor
+    """f32 [n]"""
+    softcap: float | None
+    dtype: torch.dtype
+    """of the gradient"""
+
+    def stats(self, targets: Tensor) -> SoftmaxStats:
+        """`SoftmaxStats` over these columns; `targets` i64 [n] are columns, outside [0, v) where in another block."""
+        n, v = self.raw.shape
+        out = torch.empty(4, n, dtype=torch.float32, device=self.raw.device)
+        if n == 0:
+            return SoftmaxStats(*out)
+        with torch.cuda.device_of(self.raw):
+            row_stats_kernel[(n,)](
+                self.raw, self.bias_or_any(), targets.contiguous(), self.inverse_temperature, out, n, v,
+                self.raw.stride(0), self.softcap or 1.0, HAS_BIAS=self.bias is not None,
+                SOFTCAP=self.softcap is not None, BLOCK=STATS_BLOCK, num_warps=STATS_WARPS,
+            )  # fmt: skip
+        return SoftmaxStats(*out)
+
+    def grad(self, grad: SoftmaxGrad, softmax: SoftmaxStats | Tensor, targets: Tensor) -> RawGrad:
+        """dLoss/draw. `softmax` is what `stats` returned, or the lse [n] of the whole vocabulary."""
+        peak, total = (softmax, None) if isinstance(softmax, Tensor) else (softmax.peak, softmax.total)
+        n, v = self.raw.shape
+        out = torch.empty(n, v, dtype=self.dtype, device=self.raw.device)
+        if n == 0:
+            return RawGrad(values=out, scale=None)
+        bound = grad.target.abs() + grad.p.abs()
+        if grad.p_logp is not None:
+            bound = bound + grad.p_logp.abs()  # |p log p| <= 1 / e
+        scale = self.scale(bound)
+        peak = peak.contiguous()
+        with torch.cuda.device_of(self.raw):
+            logit_grad_kernel[(n, triton.cdiv(v, GRAD_BLOCK))](
+                self.raw, self.bias_or_any(), targets.contiguous(), self.inverse_temperature, peak,
+                peak if total is None else total, grad.target.contiguous(), grad.p.contiguous(),
+                peak if grad.p_logp is None else grad.p_logp.contiguous(), peak if scale is None else scale, out, v,
+                self.raw.stride(0), self.softcap or 1.0, HAS_BIAS=self.bias is not None,
+                SOFTCAP=self.softcap is not None, HAS_TOTAL=total is not None, HAS_P_LOGP=grad.p_logp is not None,
+                HAS_SCALE=scale is not None, BLOCK=GRAD_BLOCK, num_warps=GRAD_WARPS,
+            )  # fmt: skip
+        return RawGrad(values=out, scale=scale)
+
+    def scale(self, bound: Tensor) -> Tensor | None:
+        """Power of two that a float16 gradient is divided by, 0-dim; None for other dtypes. |dLoss/dz| <= bound[n]."""
+        if self.dtype != torch.float16:
+            return None
+        largest = (bound * self.inverse_temperature).amax().nan_to_num(nan=1.0, posinf=1.0).clamp(min=1e-30)
+        return (largest / FP16_PEAK).log2().ceil().exp2()
+
+    def bias_or_any(self) -> Tensor:
+        """A pointer is needed even where none is read."""
+        return self.raw if self.bias is None else self.bias.contiguous()
+
+
+def inverse_temperature(logit_map: LogitMap, like: Tensor) -> Tensor:
+    """1 / temperature, f32 [T], for the T rows of `like`: a tensor, so that a new temperature compiles nothing."""
+    temperature = torch.as_tensor(logit_map.temperature, dtype=torch.float32, device=like.device).detach()
+    return temperature.reciprocal().expand(len(like)).contiguous()

@@ -1,0 +1,169 @@
+"""Losses that need the logits of one token at a time: their gradient is taken in the forward pass.
+
+A chunk of whole rows is projected, the loss says what it is and what its gradient by the logits is, and that is
+multiplied back at once: three GEMMs of 2THV operations instead of the four of a recomputing backward pass, which here
+only scales. Chunks hold whole rows, because the gradient of a row needs its normaliser.
+
+Legend: T tokens, H hidden, V vocabulary, n rows of a chunk.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .gemm import add_mm_, factor_dtype, mm
+from .projection import (
+    LogitMap,
+    RawGrad,
+    SoftmaxGrad,
+    SoftmaxStats,
+    blocks,
+    compute_dtype,
+    full_precision,
+    raw_logits,
+    softmax_stats_,
+)
+
+if TYPE_CHECKING:
+    from .softmax_triton import TritonLogits
+
+CHUNK_ELEMENTS = 6 * 2**20
+"""Logits in one chunk: 128 rows of 49152 (24 MiB in float32). GEMMs ran at 72 to 80 GFLOP/s a core (Zen 4) from 128
+rows up, at 50 to 65 with 64; above 32 MiB glibc maps new pages for every temporary (3 ns an element)."""
+
+GPU_CHUNK_ELEMENTS = 2**28
+"""1 GiB of float32 logits and half of that of dz; 1664 rows of 152k. Each chunk reads and writes the float32 gradient
+of the weight once: with fewer rows that shows (an estimate: 1.5 ms a chunk at [152k, 3584] on an H100)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchLogits:
+    """z[n, V] of a chunk with dz/draw; whoever asks for something spends it."""
+
+    z: Tensor
+    slope: Tensor | None
+
+    def stats(self, targets: Tensor) -> SoftmaxStats:
+        """`SoftmaxStats` [n]; every target is in the vocabulary."""
+        return softmax_stats_(self.z, targets, targets >= 0)
+
+    def grad(self, grad: SoftmaxGrad, softmax: SoftmaxStats, targets: Tensor) -> RawGrad:
+        """dLoss/draw, after `stats`."""
+        return self.raw_grad(grad.logits_(self.z, softmax.total.log(), targets, targets >= 0))
+
+    def raw_grad(self, dz: Tensor) -> RawGrad:
+        """dLoss/draw from dLoss/dz [n, V], which is spent."""
+        return RawGrad(values=dz if self.slope is None else dz.mul_(self.slope), scale=None)
+
+
+Logits = Union[TorchLogits, "TritonLogits"]
+
+ChunkLoss = Callable[[Logits, slice], tuple[Tensor, RawGrad]]
+"""(logits of a chunk, its rows) -> (the chunk's summed loss, dLoss/draw)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A projection in the dtype that its factors are multiplied in."""
+
+    weight: Tensor
+    """[V, H]"""
+    bias: Tensor | None
+    """[V]"""
+    on_triton: bool
+
+    @classmethod
+    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, on_triton: bool, dtype: torch.dtype) -> "Head":
+        """Plain torch multiplies in `dtype`, tensor cores multiply halves as they are."""
+        if on_triton:
+            return cls(weight=weight.to(factor_dtype(hidden, weight)), bias=bias, on_triton=True)
+        return cls(weight=weight.to(dtype), bias=None if bias is None else bias.to(dtype), on_triton=False)
+
+    def factor(self, hidden: Tensor) -> Tensor:
+        return hidden.to(self.weight.dtype)
+
+    def logits(self, x: Tensor, logit_map: LogitMap) -> Logits:
+        """Of x[n, H], which `factor` returned."""
+        if self.on_triton:
+            from .softmax_triton import TritonLogits, inverse_temperature  # here: triton is not everywhere
+
+            return TritonLogits(
+                raw=mm(x, self.weight.t()), bias=self.bias, inverse_temperature=inverse_temperature(logit_map, x),
+                softcap=logit_map.softcap, dtype=x.dtype,
+            )  # fmt: skip
+        z = raw_logits(x, self.weight, self.bias)
+        slope = logit_map.apply_(z)
+        return TorchLogits(z=z, slope=slope)
+
+    def chunk_rows(self) -> int:
+        if self.on_triton:
+            return max(128, GPU_CHUNK_ELEMENTS // len(self.weight) // 128 * 128)
+        return max(64, min(1024, CHUNK_ELEMENTS // len(self.weight)))
+
+
+class TokenLoss(torch.autograd.Function):
+    """Sum over tokens of a loss, by chunks of whole rows."""
+
+    @classmethod
+    def run(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        logit_map: LogitMap,
+        chunk_loss: ChunkLoss,
+        on_triton: bool,
+    ) -> Tensor:
+        """The loss, 0-dim. No gradient is formed where autograd is off."""
+        if not torch.is_grad_enabled():
+            hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+        return cls.apply(hidden, weight, bias, logit_map, chunk_loss, on_triton)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        logit_map: LogitMap,
+        chunk_loss: ChunkLoss,
+        on_triton: bool,
+    ) -> Tensor:
+        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        dtype = compute_dtype(hidden, weight, bias)
+        head = Head.of(hidden, weight, bias, on_triton=on_triton, dtype=dtype)
+        dx = torch.empty_like(hidden) if need_x else None
+        dw = torch.zeros_like(weight, dtype=dtype) if need_w else None
+        db = torch.zeros_like(bias, dtype=dtype) if need_b and bias is not None else None
+        loss = hidden.new_zeros((), dtype=dtype)
+        with full_precision(hidden.device):
+            for rows in blocks(len(hidden), head.chunk_rows()):
+                x = head.factor(hidden[rows])
+                chunk, (draw, scale) = chunk_loss(head.logits(x, logit_map.select(rows)), rows)
+                loss += chunk
+                if dx is not None:
+                    dx_rows = mm(draw, head.weight)
+                    dx[rows] = dx_rows if scale is None else dx_rows.mul_(scale)
+                if dw is not None:
+                    add_mm_(dw, draw.t(), x, scale)
+                if db is not None:
+                    db_chunk = draw.sum(0, dtype=dtype)
+                    db += db_chunk if scale is None else db_chunk.mul_(scale)
+                del draw  # else it lives on beside the next chunk's
+        ctx.save_for_backward(
+            dx, None if dw is None else dw.to(weight.dtype), None if db is None or bias is None else db.to(bias.dtype)
+        )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
+        # `loss.backward()` passes 1: the saved [V, H] gradient is handed on uncopied. On a GPU looking would be a sync.
+        if grad.device.type == "cpu" and grad.item() == 1.0:
+            return (*saved, None, None, None)
+        return (*(None if g is None else g * grad.to(g.dtype) for g in saved), None, None, None)

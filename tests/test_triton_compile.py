@@ -1,0 +1,118 @@
+"""The gate of the Triton kernels: for every target nothing is spilled, shared memory suffices, and warps are
+specialised where `linear_logprob_triton` says so. ptxas comes with triton, so no GPU is needed.
+"""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+import triton.language as tl
+from compiled import SHARED_LIMIT, Compiled, compiled
+
+from siri.kernels import distill_loss_triton as distill
+from siri.kernels import gigpo_advantage_triton as gigpo
+from siri.kernels import linear_logprob_triton as linear
+from siri.kernels import softmax_triton as rows
+
+POINTERS = {
+    "hidden_ptr": "*bf16", "weight_ptr": "*bf16", "bias_ptr": "*bf16", "raw_ptr": "*fp32", "out_ptr": "*fp32",
+    "target_ptr": "*i64",
+}  # fmt: skip
+SIZES = (
+    "T", "V", "H", "n", "v", "num_tiles", "vocab_start", "stride", "hidden_stride", "hidden_step", "weight_stride",
+    "weight_step", "stats_stride", "N", "G", "episode_groups", "step_groups",
+)  # fmt: skip
+HEAD = {"HAS_BIAS": True, "SOFTCAP": True}  # the most that a kernel has to hold
+DOUBLES = ("reward", "params", "returns", "total", "score", "stats", "episode_score", "step_score", "charge",
+           "episode_stats", "step_stats", "out")  # fmt: skip
+INDICES = ("bounds", "member", "episode_label", "step_label")
+GIGPO = {**{f"{name}_ptr": "*fp64" for name in DOUBLES}, **{f"{name}_ptr": "*i64" for name in INDICES}}
+STEPS = {"hidden_step": 1, "weight_step": 1}  # Triton makes constants of ones
+
+
+def types_of(kernel: Any, **types: str) -> dict[str, str]:
+    """The type of each argument: those given, float32 pointers and numbers else."""
+    known = {**dict.fromkeys(SIZES, "i32"), **POINTERS, **types}
+    return {name: known.get(name, "*fp32" if name.endswith("_ptr") else "fp32") for name in kernel.arg_names}
+
+
+def tile(launch: linear.Launch) -> dict[str, Any]:
+    sizes = {"BLOCK_T": launch.block_t, "BLOCK_V": launch.block_v, "BLOCK_H": launch.block_h}
+    return {**sizes, "GROUP": linear.GROUP_T}
+
+
+def within_limits(result: Compiled, target: int) -> None:
+    assert result.spilled == 0
+    assert result.shared <= SHARED_LIMIT[target]
+
+
+@pytest.mark.parametrize(("target", "launch"), [(90, linear.TMA_SM90), (100, linear.TMA_SM100)])
+@pytest.mark.parametrize("head", [HEAD, {"HAS_BIAS": False, "SOFTCAP": False}])
+def test_descriptor_kernel_is_warp_specialised(target: int, launch: linear.Launch, head: dict[str, bool]) -> None:
+    kernel = linear.tile_stats_tma_kernel
+    result = compiled(
+        kernel, types_of(kernel), {**tile(launch), **head}, target=target, warps=launch.warps, stages=launch.stages
+    )
+    within_limits(result, target)
+    assert result.specialised
+    assert result.warps == 12  # those that compute, and those that load and multiply beside them
+
+
+def test_eight_warps_on_hopper_are_not_specialised() -> None:
+    """The compiler says nothing when it drops it: this shows that the gate would see."""
+    kernel, launch = linear.tile_stats_tma_kernel, linear.TMA_SM90
+    result = compiled(kernel, types_of(kernel), {**tile(launch), **HEAD}, target=90, warps=8, stages=3)
+    assert not result.specialised
+    assert result.warps == 8
+
+
+@pytest.mark.parametrize("target", SHARED_LIMIT)
+@pytest.mark.parametrize(
+    ("launch", "kind", "dot"),
+    [(linear.POINTER_HALF, "*bf16", tl.bfloat16), (linear.POINTER_FLOAT, "*fp32", tl.float32)],
+)
+def test_pointer_kernel(target: int, launch: linear.Launch, kind: str, dot: Any) -> None:
+    kernel = linear.tile_stats_kernel
+    types = types_of(kernel, hidden_ptr=kind, weight_ptr=kind, bias_ptr=kind)
+    constants = {**tile(launch), **HEAD, **STEPS, "DOT": dot}
+    within_limits(compiled(kernel, types, constants, target=target, warps=launch.warps, stages=launch.stages), target)
+
+
+@pytest.mark.parametrize("target", SHARED_LIMIT)
+@pytest.mark.parametrize(
+    ("kernel", "constants", "warps", "types"),
+    [
+        (linear.target_logit_kernel, {**HEAD, **STEPS, "BLOCK_T": 16, "BLOCK_H": 128}, 4, {}),
+        (linear.merge_tiles_kernel, {"BLOCK_T": 32, "TILES": 32}, 4, {}),
+        (rows.row_stats_kernel, {**HEAD, "BLOCK": rows.STATS_BLOCK}, rows.STATS_WARPS, {}),
+        (
+            rows.logit_grad_kernel,
+            {**HEAD, "HAS_TOTAL": True, "HAS_P_LOGP": True, "HAS_SCALE": True, "BLOCK": rows.GRAD_BLOCK},
+            rows.GRAD_WARPS,
+            {"out_ptr": "*bf16"},
+        ),
+        (
+            distill.divergence_kernel,
+            {
+                "KIND": "jsd",
+                "STUDENT_BIAS": True,
+                "TEACHER_BIAS": True,
+                "SOFTCAP": True,
+                "HAS_SCALE": True,
+                "BLOCK": distill.BLOCK,
+            },
+            distill.WARPS,
+            {"out_ptr": "*bf16"},
+        ),
+        (gigpo.returns_kernel, {"BLOCK": gigpo.RETURNS_BLOCK}, 1, GIGPO),
+        (gigpo.group_kernel, {"BLOCK": gigpo.GROUP_BLOCK}, 1, GIGPO),
+        (gigpo.advantage_kernel, {"SCALE": True, "PARITY": False, "BLOCK": gigpo.ROWS_BLOCK}, 4, GIGPO),
+        (gigpo.advantage_kernel, {"SCALE": True, "PARITY": True, "BLOCK": gigpo.ROWS_BLOCK}, 4, GIGPO),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_row_kernels(target: int, kernel: Any, constants: dict[str, Any], warps: int, types: dict[str, str]) -> None:
+    result = compiled(kernel, types_of(kernel, **types), constants, target=target, warps=warps)
+    within_limits(result, target)
+    assert result.registers <= 128  # two programs of 8 warps a multiprocessor at least

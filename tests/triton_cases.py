@@ -1,0 +1,98 @@
+"""What only the Triton kernels have, in the interpreter: run by `test_triton_interpreter.py`."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from projections import gradients, naive, relative_error
+from torch import Tensor
+
+from siri.kernels import dispatch, linear_logprob, softmax_triton
+from siri.kernels import linear_logprob_triton as module
+
+
+def make(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, hidden, generator=g)
+    w = torch.randn(vocabulary, hidden, generator=g) * (3 / math.sqrt(hidden))
+    return x.to(dtype), w.to(dtype), torch.randint(0, vocabulary, (tokens,), generator=g)
+
+
+def test_triton_is_what_runs() -> None:
+    assert dispatch.explain() == "triton (SIRI_KERNELS=triton under TRITON_INTERPRET=1)"
+    x, w, _ = make(2, 8, 30)
+    assert dispatch.use_triton(x, w, None)
+    assert not dispatch.use_triton(x.double(), w)
+
+
+# The persistent kernel with descriptors, which dispatch keeps for Hopper and Blackwell: tiles that divide nothing, more
+# tiles than programs, a tail of one column.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("tokens", "width", "vocabulary"), [(1, 8, 129), (70, 40, 200)])
+def test_descriptor_kernel(
+    tokens: int, width: int, vocabulary: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w, y = make(tokens, width, vocabulary, dtype)
+    head: dict[str, Any] = {"bias": torch.linspace(-1, 1, vocabulary), "temperature": 0.7, "softcap": 5.0}
+    launch = module.Launch(block_t=32, block_v=64, block_h=16, warps=4, stages=2, descriptors=True)
+    monkeypatch.setattr(module, "choose_launch", lambda *_: launch)
+    got = linear_logprob(x, w, y, **head, return_entropy=True, return_lse=True)
+    for value, truth in zip(got, naive(x, w, y, **head), strict=True):
+        assert (value - truth).abs().max() <= 1e-5
+
+
+def test_slabs_and_partial_results_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward in three launches of 32 tokens, backward in two slabs: the same as in one, and the definition."""
+    x, w, y = make(70, 16, 1100)
+    leaves = [x.requires_grad_(), w.requires_grad_()]
+    whole = linear_logprob(x, w, y, return_entropy=True)
+    monkeypatch.setattr(module, "PARTIALS", 1)
+    monkeypatch.setattr(module, "SLAB", 1)  # at least 1024 columns
+    parts = linear_logprob(x, w, y, return_entropy=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    got, expected = (gradients(v[0].sum() - v[1].sum(), *leaves) for v in (parts, naive(x, w, y)))
+    assert all(relative_error(a, b) <= 2e-6 for a, b in zip(got, expected, strict=True))
+
+
+def test_float16_gradients_survive_a_large_denominator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 100,000 tokens most dz are near 3e-8, and float16 knows multiples of 6e-8: they are scaled up and back."""
+    x, w, y = make(40, 16, 300, torch.float16)
+    leaves = [x.requires_grad_(), w.float().requires_grad_()]
+    monkeypatch.setattr(module, "factor_dtype", lambda *_: torch.float16)  # a float32 gradient to look at
+    got = torch.autograd.grad(linear_logprob(*leaves, y).sum() / 1e5, leaves)[1]
+    truth = gradients(naive(*leaves, y)[0].sum() / 1e5, *leaves)[1]
+    assert relative_error(got, truth) <= 5e-4
+    monkeypatch.setattr(softmax_triton.TritonLogits, "scale", lambda *_: None)
+    unscaled = torch.autograd.grad(linear_logprob(*leaves, y).sum() / 1e5, leaves)[1]
+    assert relative_error(unscaled, truth) > 1e-2
+
+
+def test_half_and_float_meet_in_float() -> None:
+    x, w, y = make(40, 16, 300)
+    leaves = [x.half().requires_grad_(), w.requires_grad_()]
+    value = linear_logprob(*leaves, y)
+    truth = naive(*leaves, y)[0]
+    assert (value - truth).abs().max() <= 1e-5
+    for got, expected, tolerance in zip(
+        gradients(value.sum(), *leaves), gradients(truth.sum(), *leaves), (4e-4, 2e-6), strict=True
+    ):
+        assert relative_error(got, expected) <= tolerance
+
+
+def test_number_of_tokens_and_temperature_compile_nothing_new() -> None:
+    """T is no specialised argument anywhere, and temperature is a tensor."""
+    for name in ("tile_stats_kernel", "tile_stats_tma_kernel", "target_logit_kernel", "merge_tiles_kernel"):
+        assert "T" in getattr(module, name).kwargs["do_not_specialize"]
+
+
+def test_vectors_of_any_stride() -> None:
+    x, w, _ = make(40, 16, 300)
+    wide = torch.arange(80) % 300
+    bias = torch.linspace(-1, 1, 600)
+    leaves = [x.requires_grad_(), w.requires_grad_()]
+    value = linear_logprob(*leaves, wide[::2], bias=bias[::2], temperature=torch.linspace(0.5, 2, 80)[::2])
+    truth = naive(*leaves, wide[::2], bias=bias[::2], temperature=torch.linspace(0.5, 2, 80)[::2])[0]
+    assert (value - truth).abs().max() <= 1e-5
+    for got, expected in zip(gradients(value.sum(), *leaves), gradients(truth.sum(), *leaves), strict=True):
+        assert relative_error(got, expected) <= 2e-6
