@@ -31,6 +31,7 @@ from .projection import (
     check_projection,
     check_targets,
     compute_dtype,
+    exp_,
     full_precision,
     kept_rows,
     merge,
@@ -67,9 +68,13 @@ def linear_logprob_ref(
 
 
 def shard_stats(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0
-) -> Tensor:
-    """`SoftmaxStats` [4, T] over the columns of `weight`, which are the token ids from `vocab_start` on."""
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0,
+    *, with_moment: bool = True,
+) -> Tensor:  # fmt: skip
+    """`SoftmaxStats` [4, T] over the columns of `weight`, which are the token ids from `vocab_start` on.
+
+    `with_moment=False` may leave out what only the entropy needs.
+    """
     if use_triton(hidden, weight, bias):
         from .linear_logprob_triton import shard_stats_triton  # here: triton is not everywhere
 
@@ -83,7 +88,8 @@ def shard_stats(
         for rows in blocks(len(x), TOKEN_BLOCK):
             z = raw_logits(x[rows], w, b)
             logit_map.select(rows).apply_(z)
-            block = softmax_stats_(z, *locate(targets[rows], vocab_start + cols.start, len(w)))
+            where = locate(targets[rows], vocab_start + cols.start, len(w))
+            block = softmax_stats_(z, *where, with_moment=with_moment)
             stats[:, rows] = torch.stack(merge(SoftmaxStats(*stats[:, rows]), block))
     return stats
 
@@ -106,6 +112,9 @@ def shard_gradients(
         return shard_gradients_triton(hidden, weight, bias, targets, logit_map, grad, lse, vocab_start, needs)
     need_x, need_w, need_b = needs
     x = hidden.to(lse.dtype)
+    # dz is scale_t (p_tv - 1[v = y_t]) where the slope has one value a row: the scale then goes to [n, H] factors.
+    scale = _row_scale(grad, logit_map) if grad.of_logprob_alone and logit_map.softcap is None else None
+    x_scaled = x if scale is None else x * scale[:, None]
     dx = torch.zeros_like(x) if need_x else None
     dw = torch.empty_like(weight) if need_w else None
     db = torch.empty_like(bias) if need_b and bias is not None else None
@@ -116,20 +125,31 @@ def shard_gradients(
             z = raw_logits(x[rows], w, b)
             slope = logit_map.select(rows).apply_(z)
             where = locate(targets[rows], vocab_start + cols.start, len(w))
-            dz = grad.select(rows).logits_(z, lse[rows], *where)
-            if slope is not None:
-                dz.mul_(slope)
+            if scale is None:
+                dz = grad.select(rows).logits_(z, lse[rows], *where)
+                if slope is not None:
+                    dz.mul_(slope)
+            else:
+                column, inside = where
+                dz = exp_(z.sub_(lse[rows, None])).scatter_add_(1, column[:, None], -inside[:, None].to(z.dtype))
             if dx is not None:
                 dx[rows].addmm_(dz, w)
             if need_w:
-                dw_block.addmm_(dz.t(), x[rows])
+                dw_block.addmm_(dz.t(), x_scaled[rows])
             if need_b:
-                db_block += dz.sum(0)
+                db_block += dz.sum(0) if scale is None else torch.mv(dz.t(), scale[rows])
         if dw is not None:
             dw[cols] = dw_block
         if db is not None:
             db[cols] = db_block
+    if dx is not None and scale is not None:
+        dx.mul_(scale[:, None])
     return dx, dw, db
+
+
+def _row_scale(grad: SoftmaxGrad, logit_map: LogitMap) -> Tensor:
+    """[n], dLoss/draw over p_tv - 1[v = y_t]."""
+    return grad.p / torch.as_tensor(logit_map.temperature, dtype=grad.p.dtype, device=grad.p.device)
 
 
 class LinearLogprob(torch.autograd.Function):
@@ -145,12 +165,13 @@ class LinearLogprob(torch.autograd.Function):
         logit_map: LogitMap,
         vocab_start: int,
         tp_group: dist.ProcessGroup | None,
+        with_entropy: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         with full_precision(hidden.device):
-            local = shard_stats(hidden, weight, bias, targets, logit_map, vocab_start)
+            local = shard_stats(hidden, weight, bias, targets, logit_map, vocab_start, with_moment=with_entropy)
         stats = merge_over_ranks(local, tp_group)
-        logprob, entropy, lse = stats.logprob, stats.entropy, stats.lse
+        logprob, entropy, lse = stats.logprob, stats.entropy, stats.lse  # nobody sees an entropy that was not asked for
         ctx.save_for_backward(hidden, weight, bias, targets, entropy, lse)
         ctx.logit_map, ctx.vocab_start, ctx.tp_group = logit_map, vocab_start, tp_group
         return logprob, entropy, lse
@@ -174,7 +195,7 @@ class LinearLogprob(torch.autograd.Function):
             dx = dx.to(hidden.dtype)
             if isinstance(live, Tensor):
                 dx = torch.zeros_like(hidden).index_copy_(0, live, dx)
-        return dx, dw, db, None, None, None, None
+        return dx, dw, db, None, None, None, None, None
 
 
 @overload
@@ -240,7 +261,9 @@ def linear_logprob(
     else:
         kept = kept_rows(targets, ignore_index, None)
         logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
-        outputs = LinearLogprob.apply(hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group)
+        outputs = LinearLogprob.apply(
+            hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group, return_entropy
+        )
         if isinstance(kept, Tensor):
             outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
     wanted = tuple(o for o, want in zip(outputs, (True, return_entropy, return_lse), strict=True) if want)

@@ -197,13 +197,16 @@ class SoftmaxStats(NamedTuple):
         return self.peak + self.total.log()
 
 
-def softmax_stats_(z: Tensor, column: Tensor, inside: Tensor) -> SoftmaxStats:
+def softmax_stats_(z: Tensor, column: Tensor, inside: Tensor, *, with_moment: bool = True) -> SoftmaxStats:
     """Statistics of z[n, v]; `column` i64[n] is the target's column, where `inside` bool[n].
 
-    Leaves z shifted by its row maxima.
+    Leaves z shifted by its row maxima; without the moment, which only the entropy needs (0 then), spends z.
     """
     target = torch.where(inside, z.gather(1, column[:, None]).squeeze(1), 0)
     peak = z.amax(1)
+    if not with_moment:
+        total = exp_(z.sub_(peak[:, None])).sum(1)
+        return SoftmaxStats(peak=peak, total=total, moment=torch.zeros_like(total), target=target)
     weight = exp(z.sub_(peak[:, None]))
     total = weight.sum(1)
     return SoftmaxStats(peak=peak, total=total, moment=weight.mul_(z).sum(1), target=target)
@@ -227,6 +230,11 @@ class SoftmaxGrad(NamedTuple):
     target: Tensor
     p: Tensor
     p_logp: Tensor | None
+
+    @property
+    def of_logprob_alone(self) -> bool:
+        """dLoss/dz_tv = p (p_tv - 1[v = y_t]): nothing but logprob has an upstream gradient."""
+        return self.p_logp is None and torch.equal(self.p, -self.target)
 
     @classmethod
     def from_upstream(
