@@ -5,9 +5,9 @@ read in its source. What differs is the same everywhere:
 
 * Outputs are float32 (float64 for float64 inputs), and logits are never rounded to bfloat16 or float16 on the way.
 * Any hidden size, vocabulary, dtype and device; no logits are held where hidden states come in.
-* A target outside the vocabulary is a ValueError that names it (as `targets`). -100 is a row without output and
-  gradient, also where the original has no such value.
-* A temperature may be a tensor of the targets' shape where hidden states come in.
+* An id outside the vocabulary is a ValueError that names it (as `targets`).
+* Where hidden states come in, -100 (Liger: `ignore_index`) is a row without output, gradient or cost, and a temperature
+  may be a tensor of the shape of the targets.
 
 Sharded parameters (DeepSpeed ZeRO-3, FSDP) must stay gathered, by the caller, until the end of the backward pass.
 
@@ -184,8 +184,6 @@ class FusedLinearForPPO(torch.nn.Module):
     def __init__(self, chunk_size: int = 512, impl_backend: str = "torch") -> None:
         """Neither argument is used: blocks are chosen for the hardware, and SIRI_KERNELS chooses the kernels."""
         super().__init__()
-        self.chunk_size = chunk_size
-        self.impl_backend = impl_backend
 
     def forward(
         self, hidden_states: Tensor, vocab_weights: Tensor, input_ids: Tensor, temperature: float | Tensor = 1.0

@@ -63,9 +63,10 @@ def compute_gigpo_outcome_advantage(
 ) -> tuple[Tensor, Tensor]:
     """verl-agent, `gigpo.core_gigpo.compute_gigpo_outcome_advantage` (fork xlan156/verl-agent, commit 8ca3a46).
 
-    Differs: a group of equal scores gives exactly 0 (there: rounding noise over a sigma of one ulp, up to 0.65);
-    statistics are float64. Kept, because the scores come in with the penalty inside: where outcomes agree, the penalty
-    alone defines sigma. A lone row of a task group passes raw. `siri.kernels.gigpo_advantage` has neither.
+    Differs: a group of scores that are equal up to float32 rounding gives exactly 0 (there: noise over a sigma of one
+    ulp, up to 0.65); statistics are float64. Kept, because scores come in with the penalty inside: where outcomes
+    agree, the penalty alone defines sigma. Kept too: a lone row of a task group passes raw. Neither is so in
+    `siri.kernels.gigpo_advantage`.
 
     Args:
         token_level_rewards: [N, L]; their sum over L is the score of the row's episode.
@@ -117,7 +118,7 @@ def level_advantage(
     """Scores [N] normalised inside their groups, whose statistics are those of the rows `counted`."""
     label = torch.tensor(labels, dtype=torch.long, device=score.device)
     rows = torch.tensor(counted, dtype=torch.long, device=score.device)
-    ulp = torch.finfo(torch.float32).eps  # verl-agent keeps scores in float32
+    ulp = torch.finfo(torch.float32).eps  # verl-agent keeps scores in float32: 0.1 + 0.2 and 0.3 are an ulp apart
     stats = group_stats(score[rows], label[rows], max(labels, default=-1) + 1, ulp)
     stats = GroupStats(*(field[label] for field in stats))
     noise = (score - stats.mean).abs() <= ROUNDING_ULP * ulp * score.abs()
@@ -148,12 +149,11 @@ def exact_groups(observations: list[Any], groups: list[Hashable]) -> list[int]:
 
 
 def as_key(observation: Any) -> Hashable:
-    """Equal for equal observations. The shape of an array counts: two equal lists of pixels can be two pictures."""
+    """Equal for equal observations. Arrays keep their shape: the same pixels in two rows or three are two pictures."""
     if observation is None or isinstance(observation, str | bytes | int | float):
         return observation
     if hasattr(observation, "tolist"):
-        shape, values = tuple(observation.shape), as_key(observation.tolist())
-        return (shape, values) if shape else values
+        return as_key(observation.tolist())
     if isinstance(observation, list | tuple):
         return tuple(map(as_key, observation))
     if isinstance(observation, dict):

@@ -125,6 +125,18 @@ def test_equal_scores_give_exactly_zero(mode: str) -> None:
     assert noise > 1e-3
 
 
+@pytest.mark.parametrize("mode", ["mean_norm", "mean_std_norm"])
+def test_scores_an_ulp_apart_are_equal(mode: str) -> None:
+    """As 0.1 + 0.2 and 0.3 are in float32: what separates them is the order of a sum."""
+    sum_of_two = (torch.tensor(0.1) + torch.tensor(0.2)).item()
+    ten = torch.tensor(10.0).nextafter(torch.tensor(11.0)).item()
+    for scores in ([0.3, sum_of_two, 0.3], [10.0, ten, 10.0]):
+        rewards, mask = on_tokens(scores)
+        assert len(rewards.sum(1).unique()) == 2
+        advantage, _ = compute_gigpo_outcome_advantage(rewards, rewards.sum(1), mask, "sss", "ggg", "tuv", mode=mode)
+        assert (advantage == 0).all()
+
+
 def test_a_penalised_row_of_a_constant_group_keeps_its_penalty() -> None:
     """By trajectories, the one penalised row is not among those that are counted."""
     rewards, mask = on_tokens([1.0, 1.0, 0.9, 1.0], length=1)
@@ -178,6 +190,9 @@ def test_similar_texts_join_the_first_cluster_that_is_near() -> None:
             firsts.append((group, text))
     assert 4 < len(firsts) < 50
     assert build_step_group(texts, groups, True, 0.8) == expected
+    # ratio("tide", "diet") is 0.25 and ratio("diet", "tide") 0.5: the new row comes first.
+    assert build_step_group(["diet", "tide"], "gg", True, 0.4) == [0, 1]
+    assert build_step_group(["tide", "diet"], "gg", True, 0.4) == [0, 0]
 
 
 REWARDS, MASK = on_tokens([1.0, 0.0, 1.0])
