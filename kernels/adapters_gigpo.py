@@ -118,7 +118,7 @@ def level_advantage(
     """Scores [N] normalised inside their groups, whose statistics are those of the rows `counted`."""
     label = torch.tensor(labels, dtype=torch.long, device=score.device)
     rows = torch.tensor(counted, dtype=torch.long, device=score.device)
-    ulp = torch.finfo(torch.float32).eps  # verl-agent keeps scores in float32: 0.1 + 0.2 and 0.3 are an ulp apart
+    ulp = torch.finfo(torch.float32).eps  # verl-agent keeps scores in float32: 0.3 + 0.4 and 0.7 are an ulp apart
     stats = group_stats(score[rows], label[rows], max(labels, default=-1) + 1, ulp)
     stats = GroupStats(*(field[label] for field in stats))
     noise = (score - stats.mean).abs() <= ROUNDING_ULP * ulp * score.abs()

@@ -127,10 +127,10 @@ def test_equal_scores_give_exactly_zero(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["mean_norm", "mean_std_norm"])
 def test_scores_an_ulp_apart_are_equal(mode: str) -> None:
-    """As 0.1 + 0.2 and 0.3 are in float32: what separates them is the order of a sum."""
-    sum_of_two = (torch.tensor(0.1) + torch.tensor(0.2)).item()
+    """As 0.3 + 0.4 and 0.7 are in float32: what separates them is the order of a sum."""
+    sum_of_two = (torch.tensor(0.3) + torch.tensor(0.4)).item()
     ten = torch.tensor(10.0).nextafter(torch.tensor(11.0)).item()
-    for scores in ([0.3, sum_of_two, 0.3], [10.0, ten, 10.0]):
+    for scores in ([0.7, sum_of_two, 0.7], [10.0, ten, 10.0]):
         rewards, mask = on_tokens(scores)
         assert len(rewards.sum(1).unique()) == 2
         advantage, _ = compute_gigpo_outcome_advantage(rewards, rewards.sum(1), mask, "sss", "ggg", "tuv", mode=mode)
