@@ -1,0 +1,48 @@
+"""Every kernel beside its peers: `pytest benchmarks/test_kernels.py`, on the GPU where there is one.
+
+Rounds of pytest-benchmark time ours; the comparison, measured in interleaved rounds before, is in `extra_info`, in the
+form that `kernel_speed.py` writes. Bounds on times are in CPU time, so that a busy machine does not fail them.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from kernel_measure import measure, run_of
+from kernel_peers import EAGER, INCUMBENT, OURS, contestants
+from kernel_speed import cases, dtype_of
+from kernel_tasks import Case, make_task
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SECONDS = 3.0
+"""For the rounds of one comparison; there are at least three."""
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("case", cases(DEVICE), ids=lambda case: case.name)
+def test_kernel(benchmark: Any, case: Case) -> None:
+    task = make_task(case, DEVICE, dtype_of(DEVICE))
+    results = measure(task, seconds=SECONDS)
+    benchmark.extra_info["results"] = results
+    for result in results:
+        entries = {entry["name"]: entry for entry in result["contestants"]}
+        check(entries[OURS], entries.get(EAGER), case)
+        if "ms" in entries.get(INCUMBENT, {}) and DEVICE.type == "cpu":
+            assert entries[INCUMBENT]["cpu_ms"] >= 1000 * entries[OURS]["cpu_ms"]
+    (ours,) = [contestant for contestant in contestants(case) if contestant.name == OURS]
+    benchmark.pedantic(run_of(ours.make(task), task, case.modes[-1]), rounds=1)
+
+
+def check(ours: dict[str, Any], eager: dict[str, Any] | None, case: Case) -> None:
+    """Right; no further off than eager; and on the CPU no slower, in bounded memory."""
+    assert ours["right"], ours
+    if eager is None:
+        return
+    if case.op in ("linear_logprob", "selective_logprob"):
+        assert ours["value_error"] <= 2e-5
+    if "ms" in eager:  # eager may not have found the memory
+        for own, theirs in zip(ours["gradient_errors"], eager["gradient_errors"], strict=True):
+            assert own <= max(1.5 * theirs, 1e-5)
+    if DEVICE.type == "cpu" and case.tokens >= 2048:
+        assert ours["peak_mib"] <= 0.15 * eager["peak_mib"]
+        assert ours["cpu_ms"] <= 1.05 * eager["cpu_ms"]
