@@ -52,12 +52,14 @@ def reason(entry: Mapping[str, Any]) -> str | None:
         return None
     if "left_out" in entry:
         return str(entry["left_out"])
-    worst = max(entry["gradient_errors"], default=None, key=lambda error: float("inf") if error is None else error)
-    return f"wrong: off by {shown(entry['value_error'])}, its gradients by {shown(worst)} of their norm"
+    off, gradients = shown(entry["value_error"]), shown(gradient_error(entry))
+    return f"wrong: off by {off}, its gradients by {gradients} of their norm"
 
 
 def gradient_error(entry: Mapping[str, Any]) -> float | None:
-    return max(entry.get("gradient_errors") or [], default=None)
+    """The worst; None without gradients, or where one is not a number (null in JSON)."""
+    found = entry.get("gradient_errors") or [None]
+    return None if None in found else max(found)
 
 
 def summary(results: Sequence[Result]) -> list[str]:
@@ -125,7 +127,8 @@ def tables(results: Sequence[Result]) -> list[str]:
 def inputs(result: Result) -> str:
     shape = f"T = {result['tokens']}, H = {result['width']}, V = {result['vocabulary']}, " if result["width"] else ""
     kept = f"; {result['kept']:.0%} of the tokens are trained" if result["kept"] < 1 else ""
-    return f"{shape}{result['dtype']}; inputs: {result['inputs']}{kept}"
+    held = f"; the gradients alone take {result['gradients_mib']:.0f} MiB" if result["gradients_mib"] else ""
+    return f"{shape}{result['dtype']}; inputs: {result['inputs']}{kept}{held}"
 
 
 def milliseconds(entry: Mapping[str, Any]) -> str:

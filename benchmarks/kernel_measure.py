@@ -34,8 +34,13 @@ TOLERANCE = {torch.bfloat16: (0.3, 0.1), torch.float32: (1e-3, 1e-3)}
 more are 0.125 off in bfloat16."""
 
 
-def measure(task: Task, *, seconds: float, most: int = MOST_ROUNDS, slow: bool = False) -> list[dict[str, Any]]:
-    """A result for each mode of the case. `seconds` are for the rounds of one mode; `slow` asks everybody."""
+def measure(
+    task: Task, *, seconds: float, fewest: int = FEWEST_ROUNDS, most: int = MOST_ROUNDS, slow: bool = False
+) -> list[dict[str, Any]]:
+    """A result for each mode of the case.
+
+    Rounds of a mode go on for `seconds`, but there are `fewest` at least and `most` at most. `slow` asks everybody.
+    """
     results = []
     for mode in task.case.modes:
         runs: dict[str, Run] = {}
@@ -50,7 +55,7 @@ def measure(task: Task, *, seconds: float, most: int = MOST_ROUNDS, slow: bool =
         if task.gemms(mode):
             runs[GEMMS] = bare_gemms(task, mode)
             entries.append({"name": GEMMS})
-        times = interleave(runs, task.device, seconds, most)
+        times = interleave(runs, task.device, seconds, fewest, most)
         bare = float(np.median([wall for wall, _ in times[GEMMS]])) if GEMMS in times else None
         for entry in entries:
             if entry["name"] in times:
@@ -72,6 +77,7 @@ def description(task: Task, mode: str) -> dict[str, Any]:
         "dtype": str(tokens_of(task).hidden.dtype).removeprefix("torch.") if linear else "float32",
         "inputs": task.source,
         "flops": task.flops(mode),
+        "gradients_mib": sum(leaf.nbytes for leaf in task.leaves) / 2**20 if mode == "both" else 0.0,
     }
 
 
@@ -163,14 +169,14 @@ def peak_of(run: Run, task: Task) -> tuple[Outcome, float]:
 
 
 def interleave(
-    runs: dict[str, Run], device: torch.device, seconds: float, most: int
+    runs: dict[str, Run], device: torch.device, seconds: float, fewest: int, most: int
 ) -> dict[str, list[tuple[float, float | None]]]:
     """(wall, CPU) seconds of each call."""
     times: dict[str, list[tuple[float, float | None]]] = {name: [] for name in runs}
     names, started, rounds = list(runs), time.perf_counter(), 0
     warm = GPU_WARM_ROUNDS if device.type == "cuda" else 0
     flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device) if warm else None
-    while rounds < FEWEST_ROUNDS + warm or (rounds < most + warm and time.perf_counter() - started < seconds):
+    while rounds < fewest + warm or (rounds < most + warm and time.perf_counter() - started < seconds):
         turn = rounds % len(names) if names else 0
         gc.collect()
         for name in names[turn:] + names[:turn]:

@@ -110,6 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     seconds = arguments.seconds or (3.0 if device.type == "cuda" else 60.0)
+    head = surroundings(device)
     started, results, left_out = time.perf_counter(), [], []
     for case in cases(device):
         if arguments.only not in case.name:
@@ -128,7 +129,7 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(arguments.out, surroundings(device) | {"left_out": left_out, "results": results})
+        write_json_atomic(arguments.out, head | {"left_out": left_out, "results": results})
 
 
 def print_results(results: Sequence[dict[str, Any]]) -> None:

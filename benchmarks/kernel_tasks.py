@@ -229,7 +229,9 @@ def checkpoint(device: str) -> tuple[Tensor, Tensor, Tensor] | None:
     except UserError:
         return None
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow: only where the model is there
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
     windows = -(-CHECKPOINT_TOKENS[device] // WINDOW)
     needed = windows * (WINDOW + 1)

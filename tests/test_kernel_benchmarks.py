@@ -1,6 +1,6 @@
 """The comparison of the kernels, on tiny tasks: what is measured is right, and what is wrong gets no time."""
 
-import json
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_ours_and_pytorchs_are_right(case: Case) -> None:
-    for result in measure(make_task(case, CPU, torch.float32), seconds=0, most=1):
+    for result in measure(make_task(case, CPU, torch.float32), seconds=0, fewest=1):
         entries = {entry["name"]: entry for entry in result["contestants"]}
         right = {name for name, entry in entries.items() if entry.get("right")}
         assert OURS in right
@@ -70,7 +70,9 @@ def test_who_is_wrong_or_fails_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> 
     makers = {"explodes": explode, "refuses": refuse, "absent": import_it, "wrong": wrong}
     listed = [Contestant(name=name, make=make) for name, make in makers.items()]
     monkeypatch.setitem(CONTESTANTS, "linear_logprob", listed)
-    (result,) = measure(make_task(Case(name="x", op="linear_logprob", **SMALL), CPU, torch.float32), seconds=0, most=1)
+    (result,) = measure(
+        make_task(Case(name="x", op="linear_logprob", **SMALL), CPU, torch.float32), seconds=0, fewest=1
+    )
     entries = {entry["name"]: entry for entry in result["contestants"]}
     assert entries["explodes"]["left_out"] == "failed: RuntimeError: no kernel image"
     assert entries["refuses"]["left_out"] == "needs an NVIDIA GPU"
@@ -82,7 +84,7 @@ def test_who_is_wrong_or_fails_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> 
 def test_rounds_turn_their_order() -> None:
     seen: list[str] = []
     runs = {name: lambda name=name: (seen.append(name), (None, ()))[1] for name in "abc"}
-    times = interleave(runs, CPU, seconds=0.0, most=3)
+    times = interleave(runs, CPU, seconds=0.0, fewest=3, most=3)
     assert "".join(seen) == "abcbcacab"
     assert [len(found) for found in times.values()] == [3, 3, 3]
 
@@ -108,27 +110,43 @@ def test_incumbents_algorithm_is_the_careful_one() -> None:
     torch.testing.assert_close(got[claimed], expected[claimed], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.usefixtures("interpreted")
+def entry(name: str, ms: float) -> dict[str, Any]:
+    return {
+        "name": name, "value_error": 1e-6, "gradient_errors": [1e-5, 2e-5], "right": True, "peak_mib": 12.0,
+        "rounds": 3, "ms": {"p20": 0.9 * ms, "p50": ms, "p80": 1.2 * ms}, "cpu_ms": ms, "teraflops": 0.5,
+        "percent_of_gemms": 50.0,
+    }  # fmt: skip
+
+
 def test_tables_and_figures(tmp_path: Path) -> None:
-    results = measure(make_task(CASES[0], CPU, torch.float32), seconds=0, most=1)
+    wrong = {"name": "wrong one", "value_error": 2.0, "gradient_errors": [0.5, None], "right": False, "peak_mib": 1.0}
+    result = {
+        "case": "logprob, T=4", "op": "linear_logprob", "mode": "both", "tokens": 4, "width": 2, "vocabulary": 8,
+        "kept": 1.0, "dtype": "float32", "inputs": "made up", "flops": 1.0, "gradients_mib": 3.0,
+    }  # fmt: skip
+    listed = [entry(EAGER, 40.0), entry(OURS, 20.0), {"name": "absent", "left_out": "not installed"}, wrong]
+    bare = {name: value for name, value in entry(GEMMS, 10.0).items() if "error" not in name}
+    far = {**result, "case": "far apart", "contestants": [entry(OURS, 1.0), entry(EAGER, 1000.0)]}
     measured = {
         "command": "python benchmarks/kernel_speed.py", "commit": "0" * 40, "hardware": {"name": "a CPU"},
         "versions": {"torch": "2.13"}, "kernels": "reference", "left_out": [{"case": "B", "reason": "no time left"}],
-        "results": json.loads(json.dumps(results)),
+        "results": [{**result, "contestants": [*listed, bare]}, far],
     }  # fmt: skip
     write_results(measured, tmp_path)
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert {"summary.md", "tables.md", "table.csv"} < written.keys()
-    assert f"| {OURS} | " in written["tables.md"]
-    assert f"| {EAGER} | " in written["tables.md"]
-    assert "cut-cross-entropy" not in written["summary.md"]
+    assert written.keys() == {"summary.md", "tables.md", "table.csv", "logprob-t-4-both.svg"}
+    assert f"| logprob, T=4 | both | 20 | 0.5 | 50% | {EAGER}: 40 | 2 | 12 | 12 |" in written["summary.md"]
     assert "Not measured: B (no time left)." in written["summary.md"]
-    lines = written["table.csv"].splitlines()
-    assert len(lines) == 1 + sum(len(result["contestants"]) for result in results)
-    drawn = [ElementTree.fromstring(text) for name, text in written.items() if name.endswith(".svg")]
-    for svg in drawn:
-        bars = [part for part in svg.iter() if "bar" in part.get("class", "").split()]
-        assert all(float(bar.get("width", "-1")) > 0 for bar in bars)
+    rows = [line.split(" | ")[0] for line in written["tables.md"].splitlines() if line.startswith("| ")]
+    assert rows[2:5] == [f"| {OURS}", f"| {EAGER}", f"| {GEMMS}"]  # fastest first, the roof last
+    why = "absent (not installed); wrong one (wrong: off by 2, its gradients by \N{EN DASH} of their norm)"
+    assert f"No time: {why}." in written["tables.md"]
+    lines = list(csv.DictReader(written["table.csv"].splitlines()))
+    assert [line["ms_p50"] for line in lines] == ["40.0", "20.0", "", "", "10.0", "1.0", "1000.0"]
+    assert [line["left_out"] for line in lines][2] == "not installed"
+    svg = ElementTree.fromstring(written["logprob-t-4-both.svg"])
+    widths = [float(part.get("width", "")) for part in svg.iter() if "bar" in part.get("class", "").split()]
+    assert widths == pytest.approx([widths[2] * 2, widths[2] * 4, widths[2]], rel=1e-3)
 
 
 def test_names_of_cases_differ() -> None:
