@@ -40,7 +40,8 @@ def check(ours: dict[str, Any], eager: dict[str, Any] | None, case: Case) -> Non
     if eager is None:
         return
     if case.op in ("linear_logprob", "selective_logprob"):
-        assert ours["value_error"] <= 2e-5
+        # A checkpoint's hidden states have outliers: over 512 tokens, ours is 1.9e-5 off and eager float32 2.6e-5.
+        assert ours["value_error"] <= 4e-5
     if "ms" in eager:  # eager may not have found the memory
         for own, theirs in zip(ours["gradient_errors"], eager["gradient_errors"], strict=True):
             assert own <= max(1.5 * theirs, 1e-5)
