@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under 9 minutes: tests, benchmarks, a short run. Results go to the folder given.
-# Peers that are installed are measured too: pip install liger-kernel cut-cross-entropy quack-kernels
+# Peers that are installed are measured too: pip install "liger-kernel[cutedsl]" cut-cross-entropy quack-kernels
 #   benchmarks/gpu.sh OUT
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -3,7 +3,7 @@
 A maker imports its package, prepares, and returns the call that is measured. What it cannot do, it says with an
 `ImportError` (not installed) or `Unsupported`; the results then give the reason in place of a number.
 
-    pip install liger-kernel cut-cross-entropy quack-kernels
+    pip install "liger-kernel[cutedsl]" cut-cross-entropy quack-kernels
 """
 
 from collections.abc import Callable
