@@ -69,6 +69,7 @@ def summary(results: Sequence[Result]) -> list[str]:
         ours, eager = entry_of(result, OURS), entry_of(result, EAGER)
         others = [entry for entry in timed(result) if entry["name"] not in (OURS, GEMMS)]
         if ours is None:
+            rows.append([result["case"], result["mode"], "no time: tables.md says why", *[NONE] * 6])
             continue
         best = others[0] if others else None
         rows.append(
@@ -94,13 +95,17 @@ def summary(results: Sequence[Result]) -> list[str]:
 def tables(results: Sequence[Result]) -> list[str]:
     """A table a case and mode, and beneath it who is not in it, and why."""
     lines: list[str] = []
-    headings = ("", "ms", "p20 to p80", "TFLOP/s", "of bare GEMMs", "memory, MiB", "error", "gradient error", "rounds")
+    headings = (
+        "", "ms", "p20 to p80", "CPU ms", "TFLOP/s", "of bare GEMMs", "memory, MiB", "error", "gradient error",
+        "rounds",
+    )  # fmt: skip
     for result in results:
         rows = [
             [
                 entry["name"],
                 milliseconds(entry),
-                f"{entry['ms']['p20']:.4g} to {entry['ms']['p80']:.4g}",
+                f"{four_digits(entry['ms']['p20'])} to {four_digits(entry['ms']['p80'])}",
+                four_digits(entry["cpu_ms"]),
                 shown(entry["teraflops"]),
                 NONE if entry["percent_of_gemms"] is None else f"{entry['percent_of_gemms']:.0f}%",
                 mebibytes(entry),
@@ -132,7 +137,11 @@ def inputs(result: Result) -> str:
 
 
 def milliseconds(entry: Mapping[str, Any]) -> str:
-    return f"{entry['ms']['p50']:.4g}"
+    return four_digits(entry["ms"]["p50"])
+
+
+def four_digits(ms: float | None) -> str:
+    return NONE if ms is None else f"{ms:,.0f}" if ms >= 1000 else f"{ms:.4g}"
 
 
 def mebibytes(entry: Mapping[str, Any]) -> str:
@@ -147,16 +156,16 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
 
 def head(measured: Mapping[str, Any]) -> list[str]:
     """What the numbers were measured with."""
-    hardware = ", ".join(str(value) for value in measured["hardware"].values())
+    hardware = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured["hardware"].items())
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     lines = [
         f"`{measured['command']}`, commit {measured['commit'][:7]}; {hardware}; {versions}.",
         f"Our kernels: {measured['kernels']}.",
         "",
-        "Medians of interleaved rounds. FLOPs: 2THV for each projection that the op cannot do without (forward and",
-        "backward: 3), for kept tokens; who recomputes logits does more and gets no credit. Memory: the most that is",
-        "held beside the inputs, gradients included. Errors: against float64; of values the largest, of gradients the",
-        "norm of the difference by the norm.",
+        "Medians of interleaved rounds. CPU ms: of all threads together. FLOPs: 2THV for each projection that the op",
+        "cannot do without (forward and backward: 3), for kept tokens; who recomputes logits does more and gets no",
+        "credit. Memory: the most that is held beside the inputs, gradients included. Errors: against float64; of",
+        "values the largest, of gradients the norm of the difference by the norm.",
         "",
     ]
     lines += [f"Not measured: {case['case']} ({case['reason']})." for case in measured["left_out"]]
@@ -200,7 +209,7 @@ def figure(result: Result) -> Element | None:
         parts += [bar, node("line", x1=x(ms["p20"]), x2=x(ms["p80"]), y1=y, y2=y, class_="whisker")]
         parts.append(node("text", entry["name"], x=LEFT - 12, y=y, dy="0.32em", text_anchor="end", class_="name"))
         end = x(max(ms["p50"], ms["p80"])) + 8
-        parts.append(node("text", f"{ms['p50']:.4g}", x=end, y=y, dy="0.32em", class_="name"))
+        parts.append(node("text", four_digits(ms["p50"]), x=end, y=y, dy="0.32em", class_="name"))
     parts.append(node("text", "milliseconds", x=(LEFT + WIDTH - RIGHT) / 2, y=bottom + 38, text_anchor="middle"))
     told = "medians of interleaved rounds; lines from p20 to p80; less is better"
     return framed(f"{result['case']}, {result['mode']}", told, parts, bottom + BOTTOM)

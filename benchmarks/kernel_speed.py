@@ -11,6 +11,7 @@ import gc
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -69,7 +70,7 @@ def dtype_of(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
+def surroundings(device: torch.device, out: Path) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -78,7 +79,8 @@ def surroundings(device: torch.device) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        "command": " ".join(["python", "benchmarks/kernel_speed.py", *sys.argv[1:]]),
+        # Folders of this machine are nobody's business.
+        "command": shlex.join(["python", "benchmarks/kernel_speed.py", *sys.argv[1:]]).replace(str(out), out.name),
         "commit": commit,
         "device": device.type,
         "hardware": hardware(device),
@@ -92,7 +94,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         fields = "name,driver_version,clocks.sm,clocks.max.sm,power.limit,temperature.gpu"
         command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-        return {"name": torch.cuda.get_device_name(), fields: found[0].strip() if found else None}
+        return {"name": torch.cuda.get_device_name(), "nvidia-smi": found[0].strip() if found else None, "of": fields}
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -110,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     seconds = arguments.seconds or (3.0 if device.type == "cuda" else 60.0)
-    head = surroundings(device)
+    head = surroundings(device, arguments.out)
     started, results, left_out = time.perf_counter(), [], []
     for case in cases(device):
         if arguments.only not in case.name:

@@ -137,6 +137,7 @@ def test_tables_and_figures(tmp_path: Path) -> None:
     assert written.keys() == {"summary.md", "tables.md", "table.csv", "logprob-t-4-both.svg"}
     assert f"| logprob, T=4 | both | 20 | 0.5 | 50% | {EAGER}: 40 | 2 | 12 | 12 |" in written["summary.md"]
     assert "Not measured: B (no time left)." in written["summary.md"]
+    assert f"| {EAGER}: 1,000 | 1e+03 |" in written["summary.md"]
     rows = [line.split(" | ")[0] for line in written["tables.md"].splitlines() if line.startswith("| ")]
     assert rows[2:5] == [f"| {OURS}", f"| {EAGER}", f"| {GEMMS}"]  # fastest first, the roof last
     why = "absent (not installed); wrong one (wrong: off by 2, its gradients by \N{EN DASH} of their norm)"
