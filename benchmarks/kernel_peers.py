@@ -1,0 +1,290 @@
+"""Who is compared: for each op, functions that take the same task and give the same value.
+
+A maker imports its package, prepares, and returns the call that is measured. What it cannot do, it says with an
+`ImportError` (not installed) or `Unsupported`; the results then give the reason in place of a number.
+
+    pip install "liger-kernel[cutedsl]" cut-cross-entropy quack-kernels
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from gigpo_incumbent import GAMMA, OMEGA, PENALTY, careful, incumbent
+from kernel_tasks import SEQUENCES, Case, Task, Tokens, objective, tokens_of
+from torch import Tensor
+
+from siri.kernels import (
+    gigpo_advantage,
+    linear_logprob,
+    linear_policy_loss,
+    masked_distill_loss,
+    selective_logprob,
+)
+
+OURS = "siri.kernels"
+EAGER = "torch, eager"
+INCUMBENT = "the incumbent's algorithm"
+
+Call = Callable[[], Tensor]
+
+
+class Unsupported(Exception):
+    """This contestant does not do this task; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    name: str
+    make: Callable[[Task], Call]
+    compiles: bool = False
+    """Its first call is no measure of anything."""
+    once: bool = False
+    """Takes seconds where others take milliseconds: the call that is checked is the only one."""
+    most_rows: int | None = None
+    """It is given larger cases only on request."""
+
+
+def ours_logprob(task: Task) -> Call:
+    t = tokens_of(task)
+    return lambda: linear_logprob(t.hidden, t.weight, t.targets)
+
+
+def ours_policy(task: Task) -> Call:
+    t, denominator = tokens_of(task), tokens_of(task).token_weight.sum()
+    return lambda: linear_policy_loss(
+        t.hidden, t.weight, t.targets, t.advantage, t.old_logprob, token_weight=t.token_weight, denominator=denominator
+    )[0]
+
+
+def ours_distill(task: Task) -> Call:
+    t = tokens_of(task)
+    return lambda: masked_distill_loss(
+        t.hidden, t.weight, t.targets, t.token_weight, divergence=t.divergence, teacher_hidden=t.teacher_hidden,
+        denominator=len(t.targets),
+    )  # fmt: skip
+
+
+def ours_selective(task: Task) -> Call:
+    t = tokens_of(task)
+    return lambda: selective_logprob(t.logits, t.targets)
+
+
+def ours_gigpo(task: Task) -> Call:
+    rows = task.rows
+    assert rows is not None
+    parity = {"parity": "verl_agent", "episode_stats": "row"} if task.case.parity else {}
+    return lambda: gigpo_advantage(
+        rows.reward, rows.traj, rows.episode_group, rows.step_group, rows.valid, gamma=GAMMA, omega=OMEGA,
+        penalty=PENALTY, **parity,
+    )  # fmt: skip
+
+
+def plain(case: Case, t: Tokens) -> Tensor:
+    """Logits in the dtype of the model, the rest in float32."""
+    everything = slice(0, case.tokens)
+    z = t.hidden @ t.weight.t() if t.logits is None else t.logits
+    teacher = None if t.teacher_hidden is None else (t.teacher_hidden @ t.weight.detach().t()).float()
+    return objective(case.op, t, z.float(), everything, teacher)
+
+
+def eager(task: Task) -> Call:
+    t = tokens_of(task)
+    return lambda: plain(task.case, t)
+
+
+def compiled(task: Task) -> Call:
+    t = tokens_of(task)
+    torch.compiler.reset()  # graphs of earlier tasks count towards the limit of recompilations
+    function = torch.compile(plain, dynamic=False)
+    return lambda: function(task.case, t)
+
+
+def torch_linear_cross_entropy(task: Task, *, chunked: bool, reduction: str) -> Call:
+    if not hasattr(F, "linear_cross_entropy"):
+        raise Unsupported(f"torch {torch.__version__} has no F.linear_cross_entropy")
+    t, sign = tokens_of(task), -1.0 if reduction == "none" else 1.0
+    options = torch.nn.LinearCrossEntropyOptions() if chunked else None
+    return lambda: sign * F.linear_cross_entropy(t.hidden, t.weight, t.targets, reduction=reduction, options=options)
+
+
+def torch_cross_entropy(task: Task) -> Call:
+    t = tokens_of(task)
+    assert t.logits is not None
+    return lambda: -F.cross_entropy(t.logits.float(), t.targets, reduction="none")
+
+
+def liger_scaled(task: Task) -> Call:
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+    t = tokens_of(task)
+    return lambda: -LigerFusedLinearScaledCrossEntropyFunction.apply(t.hidden, t.weight, t.targets)
+
+
+def liger_grpo(task: Task) -> Call:
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    t = tokens_of(task)
+    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="bnpo")
+    width = t.hidden.shape[1]
+    targets, old, mask = (v.view(SEQUENCES, -1) for v in (t.targets, t.old_logprob, t.token_weight))
+    advantage = t.advantage.view(SEQUENCES, -1)[:, 0]
+    return lambda: loss(
+        t.hidden.view(SEQUENCES, -1, width), t.weight, targets, mask, advantage, old_per_token_logps=old
+    )[0]
+
+
+def liger_cross_entropy(task: Task) -> Call:
+    need_gpu(task)
+    from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
+
+    t = tokens_of(task)
+
+    def call() -> Tensor:
+        found = LigerFusedLinearCrossEntropyFunction.apply(t.hidden, t.weight, t.targets)
+        return found[0] if isinstance(found, tuple) else found
+
+    return call
+
+
+def liger_jsd(task: Task) -> Call:
+    need_gpu(task)
+    from liger_kernel.ops import LigerFusedLinearJSDFunction
+
+    t, beta = tokens_of(task), {"forward_kl": 0.0, "jsd": 0.5}[task.case.divergence]
+    return lambda: LigerFusedLinearJSDFunction.apply(
+        t.hidden, t.weight, t.teacher_hidden, t.weight.detach(), t.targets, beta, -100, 1.0
+    )
+
+
+def liger_jsd_chunked(task: Task) -> Call:
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    t, beta = tokens_of(task), {"forward_kl": 0.0, "jsd": 0.5}[task.case.divergence]
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta)
+    return lambda: loss(t.hidden, t.weight, t.teacher_hidden, t.weight.detach(), t.targets)
+
+
+def cce(task: Task, *, reduction: str, filtered: bool) -> Call:
+    need_gpu(task)
+    from cut_cross_entropy import linear_cross_entropy
+
+    t, sign = tokens_of(task), -1.0 if reduction == "none" else 1.0
+    options = {} if filtered else {"filter_eps": None}
+    return lambda: sign * linear_cross_entropy(t.hidden, t.weight, t.targets, reduction=reduction, **options)
+
+
+def quack_linear(task: Task) -> Call:
+    need_gpu(task)
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    t = tokens_of(task)
+    return lambda: chunked_linear_cross_entropy(t.hidden, t.weight, t.targets)
+
+
+def quack_rows(task: Task) -> Call:
+    need_gpu(task)
+    from quack.cross_entropy import cross_entropy
+
+    t = tokens_of(task)
+    return lambda: -cross_entropy(t.logits, t.targets, reduction="none")
+
+
+def need_gpu(task: Task) -> None:
+    if task.device.type != "cuda":
+        raise Unsupported("needs an NVIDIA GPU")
+
+
+def python_gigpo(task: Task) -> Call:
+    rows = task.rows
+    assert rows is not None
+    own = rows.to(torch.device("cpu"))
+    return lambda: careful(own, own_rule=not task.case.parity)
+
+
+def incumbent_gigpo(task: Task) -> Call:
+    rows = task.rows
+    assert rows is not None
+    if not task.case.parity:
+        raise Unsupported("has another rule")
+    own = rows.to(torch.device("cpu"))
+    return lambda: incumbent(own)
+
+
+COMPILED = Contestant(name="torch.compile", make=compiled, compiles=True)
+PLAIN = Contestant(name=EAGER, make=eager)
+
+
+def of_torch(reduction: str) -> list[Contestant]:
+    """PyTorch's own fused op, whole and in chunks."""
+    return [
+        Contestant(
+            name=f"F.linear_cross_entropy{told}",
+            make=lambda task, chunked=chunked: torch_linear_cross_entropy(task, chunked=chunked, reduction=reduction),
+        )
+        for told, chunked in (("", False), (", chunked", True))
+    ]
+
+
+def of_cce(reduction: str) -> list[Contestant]:
+    """Apple's, with its gradient filter and without."""
+    return [
+        Contestant(
+            name=f"cut-cross-entropy{told}",
+            make=lambda task, filtered=filtered: cce(task, reduction=reduction, filtered=filtered),
+            compiles=True,
+        )
+        for told, filtered in (("", True), (", no filter", False))
+    ]
+
+
+CONTESTANTS: dict[str, list[Contestant]] = {
+    "linear_logprob": [
+        Contestant(name=OURS, make=ours_logprob),
+        PLAIN,
+        COMPILED,
+        *of_torch("none"),
+        Contestant(name="Liger scaled cross-entropy", make=liger_scaled),
+        *of_cce("none"),
+    ],
+    "linear_policy_loss": [
+        Contestant(name=OURS, make=ours_policy),
+        PLAIN,
+        COMPILED,
+        Contestant(name="Liger GRPO loss", make=liger_grpo, compiles=True),
+    ],
+    "masked_distill_loss": [
+        Contestant(name=OURS, make=ours_distill),
+        PLAIN,
+        COMPILED,
+        *of_torch("mean"),
+        Contestant(name="Liger fused linear cross-entropy", make=liger_cross_entropy),
+        *of_cce("mean"),
+        Contestant(name="quack chunked cross-entropy", make=quack_linear, compiles=True),
+    ],
+    "masked_distill_loss, teacher": [
+        Contestant(name=OURS, make=ours_distill),
+        PLAIN,
+        COMPILED,
+        Contestant(name="Liger fused linear JSD", make=liger_jsd),
+        Contestant(name="Liger JSD loss, chunked", make=liger_jsd_chunked, compiles=True),
+    ],
+    "selective_logprob": [
+        Contestant(name=OURS, make=ours_selective),
+        PLAIN,
+        COMPILED,
+        Contestant(name="F.cross_entropy", make=torch_cross_entropy),
+        Contestant(name="quack cross-entropy", make=quack_rows, compiles=True),
+    ],
+    "gigpo_advantage": [
+        Contestant(name=OURS, make=ours_gigpo),
+        Contestant(name="Python, grouped by dictionaries", make=python_gigpo, once=True),
+        Contestant(name=INCUMBENT, make=incumbent_gigpo, once=True, most_rows=20_000),
+    ],
+}
+"""By op; `contestants` chooses the list."""
+
+
+def contestants(case: Case) -> list[Contestant]:
+    return CONTESTANTS[case.op if case.divergence == "nll" else f"{case.op}, teacher"]

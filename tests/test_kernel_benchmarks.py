@@ -1,0 +1,155 @@
+"""The comparison of the kernels, on tiny tasks: what is measured is right, and what is wrong gets no time."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from gigpo_incumbent import careful, incumbent, make_rows
+from kernel_figures import write_results
+from kernel_measure import GEMMS, interleave, measure, peak_of
+from kernel_peers import CONTESTANTS, EAGER, OURS, Contestant, Unsupported
+from kernel_speed import CPU_CASES, GPU_CASES
+from kernel_tasks import Case, make_task
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"tokens": 32, "width": 16, "vocabulary": 70}
+CASES = [
+    Case(name="logprob", op="linear_logprob", modes=("forward", "both"), **SMALL),
+    Case(name="policy", op="linear_policy_loss", kept=0.5, **SMALL),
+    Case(name="nll", op="masked_distill_loss", **SMALL),
+    Case(name="forward_kl", op="masked_distill_loss", divergence="forward_kl", **SMALL),
+    Case(name="jsd", op="masked_distill_loss", divergence="jsd", **SMALL),
+    Case(name="selective", op="selective_logprob", **SMALL),
+    Case(name="advantage", op="gigpo_advantage", tokens=400, modes=("forward",)),
+    Case(name="advantage, theirs", op="gigpo_advantage", tokens=400, modes=("forward",), parity=True),
+]
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the contestants that are compiled, which takes half a minute each."""
+    for op, listed in CONTESTANTS.items():
+        monkeypatch.setitem(CONTESTANTS, op, [contestant for contestant in listed if not contestant.compiles])
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_ours_and_pytorchs_are_right(case: Case) -> None:
+    for result in measure(make_task(case, CPU, torch.float32), seconds=0, fewest=1):
+        entries = {entry["name"]: entry for entry in result["contestants"]}
+        right = {name for name, entry in entries.items() if entry.get("right")}
+        assert OURS in right
+        assert not [entry for entry in entries.values() if entry.get("right") is False]
+        assert len(right) >= 2
+        assert (GEMMS in entries) == case.op.startswith(("linear", "masked"))
+        leaves = 1 if case.op == "selective_logprob" else 2
+        assert len(entries[OURS]["gradient_errors"]) == (0 if result["mode"] == "forward" else leaves)
+        assert all(entries[name]["ms"]["p50"] > 0 for name in right)
+
+
+def test_who_is_wrong_or_fails_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(_: Any) -> Any:
+        raise RuntimeError("no kernel image")
+
+    def refuse(_: Any) -> Any:
+        raise Unsupported("needs an NVIDIA GPU")
+
+    def import_it(_: Any) -> Any:
+        import a_package_that_nobody_has  # noqa: F401
+
+    def wrong(task: Any) -> Any:
+        return lambda: (task.tokens.hidden @ task.tokens.weight.t())[:, 0]
+
+    makers = {"explodes": explode, "refuses": refuse, "absent": import_it, "wrong": wrong}
+    listed = [Contestant(name=name, make=make) for name, make in makers.items()]
+    monkeypatch.setitem(CONTESTANTS, "linear_logprob", listed)
+    (result,) = measure(
+        make_task(Case(name="x", op="linear_logprob", **SMALL), CPU, torch.float32), seconds=0, fewest=1
+    )
+    entries = {entry["name"]: entry for entry in result["contestants"]}
+    assert entries["explodes"]["left_out"] == "failed: RuntimeError: no kernel image"
+    assert entries["refuses"]["left_out"] == "needs an NVIDIA GPU"
+    assert entries["absent"]["left_out"] == "No module named 'a_package_that_nobody_has'"
+    assert not entries["wrong"]["right"]
+    assert [name for name, entry in entries.items() if "ms" in entry] == [GEMMS]
+
+
+def test_rounds_turn_their_order() -> None:
+    seen: list[str] = []
+    runs = {name: lambda name=name: (seen.append(name), (None, ()))[1] for name in "abc"}
+    times = interleave(runs, CPU, seconds=0.0, fewest=3, most=3)
+    assert "".join(seen) == "abcbcacab"
+    assert [len(found) for found in times.values()] == [3, 3, 3]
+
+
+def test_peak_memory_is_that_of_the_call() -> None:
+    """Three tensors of 4 MiB, two of them at a time."""
+    task = make_task(CASES[0], CPU, torch.float32)
+
+    def run() -> Any:
+        a = torch.ones(2**20)
+        b = a + 1
+        del a
+        return b * 2, ()
+
+    assert peak_of(run, task)[1] == pytest.approx(8.0, abs=0.1)
+
+
+def test_incumbents_algorithm_is_the_careful_one() -> None:
+    rows = make_rows(700)
+    expected, got = careful(rows, own_rule=False), incumbent(rows).double()
+    claimed = ~expected.isnan()
+    assert 0.2 < claimed.double().mean() < 1.0
+    torch.testing.assert_close(got[claimed], expected[claimed], rtol=1e-3, atol=1e-3)
+
+
+def entry(name: str, ms: float) -> dict[str, Any]:
+    return {
+        "name": name, "value_error": 1e-6, "gradient_errors": [1e-5, 2e-5], "right": True, "peak_mib": 12.0,
+        "rounds": 3, "ms": {"p20": 0.9 * ms, "p50": ms, "p80": 1.2 * ms}, "cpu_ms": ms, "teraflops": 0.5,
+        "percent_of_gemms": 50.0,
+    }  # fmt: skip
+
+
+def test_tables_and_figures(tmp_path: Path) -> None:
+    wrong = {"name": "wrong one", "value_error": 2.0, "gradient_errors": [0.5, None], "right": False, "peak_mib": 1.0}
+    result = {
+        "case": "logprob, T=4", "op": "linear_logprob", "mode": "both", "tokens": 4, "width": 2, "vocabulary": 8,
+        "kept": 1.0, "dtype": "float32", "inputs": "made up", "flops": 1.0, "gradients_mib": 3.0,
+    }  # fmt: skip
+    listed = [entry(EAGER, 40.0), entry(OURS, 20.0), {"name": "absent", "left_out": "not installed"}, wrong]
+    bare = {name: value for name, value in entry(GEMMS, 10.0).items() if "error" not in name}
+    far = {**result, "case": "far apart", "contestants": [entry(OURS, 1.0), entry(EAGER, 1000.0)]}
+    measured = {
+        "command": "python benchmarks/kernel_speed.py", "commit": "0" * 40, "hardware": {"name": "a CPU"},
+        "versions": {"torch": "2.13"}, "kernels": "reference", "left_out": [{"case": "B", "reason": "no time left"}],
+        "results": [{**result, "contestants": [*listed, bare]}, far],
+    }  # fmt: skip
+    write_results(measured, tmp_path)
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written.keys() == {"summary.md", "tables.md", "table.csv", "logprob-t-4-both.svg"}
+    assert f"| logprob, T=4 | both | 20 | 0.5 | 50% | {EAGER}: 40 | 2 | 12 | 12 |" in written["summary.md"]
+    assert "Not measured: B (no time left)." in written["summary.md"]
+    assert f"| {EAGER}: 1,000 | 1e+03 |" in written["summary.md"]
+    rows = [line.split(" | ")[0] for line in written["tables.md"].splitlines() if line.startswith("| ")]
+    assert rows[2:5] == [f"| {OURS}", f"| {EAGER}", f"| {GEMMS}"]  # fastest first, the roof last
+    why = "absent (not installed); wrong one (wrong: off by 2, its gradients by \N{EN DASH} of their norm)"
+    assert f"No time: {why}." in written["tables.md"]
+    lines = list(csv.DictReader(written["table.csv"].splitlines()))
+    assert [line["ms_p50"] for line in lines] == ["40.0", "20.0", "", "", "10.0", "1.0", "1000.0"]
+    assert [line["left_out"] for line in lines][2] == "not installed"
+    svg = ElementTree.fromstring(written["logprob-t-4-both.svg"])
+    widths = [float(part.get("width", "")) for part in svg.iter() if "bar" in part.get("class", "").split()]
+    assert widths == pytest.approx([widths[2] * 2, widths[2] * 4, widths[2]], rel=1e-3)
+
+
+def test_names_of_cases_differ() -> None:
+    for listed in (CPU_CASES, GPU_CASES):
+        assert len({case.name for case in listed}) == len(listed)
