@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,15 @@ class Run:
         config, state = self.config, self.state
         spent = config.max_env_steps is not None and state.env_steps >= config.max_env_steps
         return spent or state.step >= config.iterations
+
+    def iterations_left(self) -> int:
+        """Until `is_over`, if iterations go on taking as many environment steps as they did."""
+        config, state = self.config, self.state
+        left = max(0, config.iterations - state.step)
+        if config.max_env_steps is None or not state.env_steps:
+            return left
+        steps_left = max(0, config.max_env_steps - state.env_steps)
+        return min(left, ceil(steps_left * state.step / state.env_steps))
 
     @property
     def advantages(self) -> GigpoConfig:

@@ -86,7 +86,8 @@ def train(config: RunConfig, world: World) -> None:
 
             speeds = account(run, minibatches, episodes["rollout/action_tokens"])
             keep_sample(run, step, trajectories, effect)
-            log.record(step, {**mined, **episodes, **skills, **changes, **speeds, "phase": phase})
+            metrics = {**mined, **episodes, **skills, **changes, **speeds, "phase": phase}
+            log.record(step, metrics, to_go=run.iterations_left())
             if score is not None or state.step % config.checkpoint.every == 0:
                 with log.timed("checkpoint"):
                     save(run, score=score)

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ from siri.engine.optim import BadStepGuard, ShardedAdamW
 from siri.engine.rollout_vllm import vllm_is_installed
 from siri.envs.household import HouseholdEnv
 from siri.kernels import linear_policy_loss
-from siri.run import collect_episodes, draw_tasks
-from siri.run_dir import check_run_dir
+from siri.run import Run, collect_episodes, draw_tasks
+from siri.run_dir import RunState, check_run_dir
 from siri.shipped import _move_into_place
 from siri.train import main
 from siri.update import update
@@ -311,3 +312,24 @@ def test_the_second_rank_that_unpacks_a_model_takes_what_the_first_has_left(tmp_
     (tmp_path / "target" / "config.json").write_text("first")
     _move_into_place(tmp_path / "scratch", tmp_path / "target")
     assert (tmp_path / "target" / "config.json").read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    ("iterations", "max_env_steps", "step", "env_steps", "left"),
+    [
+        (12, None, 0, 0, 12),
+        (12, None, 5, 900, 7),
+        (12, None, 12, 900, 0),
+        (12, 1000, 0, 0, 12),  # nothing is known of how many an iteration takes
+        (10_000, 1000, 2, 400, 3),
+        (10_000, 1000, 2, 399, 4),  # 601 steps at 199.5 an iteration
+        (10_000, 1000, 5, 1000, 0),
+        (10_000, 1000, 5, 1100, 0),
+        (6, 1000, 5, 600, 1),
+    ],
+)
+def test_iterations_left(iterations, max_env_steps, step, env_steps, left):
+    config = RunConfig(iterations=iterations, max_env_steps=max_env_steps)
+    run = SimpleNamespace(config=config, state=RunState(step=step, env_steps=env_steps))
+    assert Run.iterations_left(run) == left
+    assert Run.is_over(run) == (left == 0)
