@@ -142,15 +142,17 @@ class SkillsConfig(Section):
     k: PositiveInt = 3
     """Most skills shown in an episode."""
     explore: Fraction = 0.5
-    """Chance that a matching skill without a verdict is tried in place of the best match."""
+    """Chance that a matching skill with fewer than `n_eval` evaluations is tried in place of one of the best."""
     n_eval: PositiveInt = 6
     """Evaluations (task groups) before a verdict."""
     max_eval: PositiveInt = 18
     """Evaluations after which a skill that was not promoted is retired."""
-    promote_above: Number = 0.05
+    promote_above: Number = 0.0
     """Mean utility (reward) above which a skill becomes active."""
-    retire_below: Number = -0.02
+    retire_below: Number = 0.0
     """Mean utility (reward) below which a skill is retired."""
+    confidence: NonNegative = 1.0
+    """Standard errors of the mean by which it must be beyond those two."""
     max_size: PositiveInt = 200
     """Most skills that are not retired."""
     statistics: Literal["pair", "branch"] = "pair"
@@ -301,6 +303,13 @@ class RunConfig(Section):
                 f"rollout.group_size: {self.rollout.group_size} does not divide into a plain and a skill half; use an "
                 "even number, or algorithm: gigpo"
             )
+        if self.max_env_steps is not None and self.optim.schedule != "constant":
+            raise ValueError(
+                f"optim.schedule: {self.optim.schedule} ends at the last of `iterations`, but max_env_steps: "
+                f"{self.max_env_steps} ends the run; use constant, or leave max_env_steps out"
+            )
+        if self.no_warmup and self.phases.only is not None:
+            raise ValueError(f"no_warmup: phases.only: {self.phases.only} fixes the phase; leave one of the two out")
         for name in ("no_warmup", "no_validation", "no_internalisation", "no_gate", "oracle_skills"):
             if getattr(self, name) and self.algorithm != "siri":
                 raise ValueError(f"{name}: is for algorithm: siri, not {self.algorithm}; change one of the two")

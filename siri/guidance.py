@@ -30,6 +30,17 @@ RETRIEVAL_TURN = -2
 """Stands where rollouts put the turn in the seed of a request."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """What is known of skills when an iteration's episodes are judged."""
+
+    delta: dict[int, float]
+    """Delta_g of this rank's groups."""
+    utility: dict[str, float]
+    """Mean utility by skill id over the evaluations of earlier iterations. With this one's the gate `both` would ask
+    the same groups twice: in a run of 13 iterations 29 of 34 groups with Delta_g > 0 passed, with earlier ones 17."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Guidance:
     """Skills, the successes they are mined from, and the phase of the run. Part of every checkpoint."""
@@ -49,7 +60,7 @@ class Guidance:
         return self.phase != "warmup"
 
     @property
-    def num_active(self) -> int:
+    def num_usable(self) -> int:
         """Skills that have proved themselves; without validation all count that are in use."""
         return len(self.bank.live) if self.config.no_validation else self.bank.counts()["active"]
 
@@ -100,8 +111,9 @@ class Guidance:
 
     def learn(
         self, trajectories: Sequence[Trajectory], renderer: Renderer, *, step: int
-    ) -> tuple[dict[int, float], dict[str, float]]:
-        """Take in an iteration's successes and trials. Returns Delta_g of this rank's groups, and metrics."""
+    ) -> tuple[Effects, dict[str, float]]:
+        """Take in an iteration's successes and trials. Returns what its episodes are judged by, and metrics."""
+        utility = {skill.id: skill.mean for skill in self.bank.skills}
         own = trials_of(trajectories, iteration=step)
         found = successes(trajectories, iteration=step, shorten=renderer.shorten)
         gathered = all_gather_object(self.world, (own, found))
@@ -120,7 +132,7 @@ class Guidance:
             "skills/given_up": float(statuses.count("retired")),
             "successes/tasks": float(len(self.buffer)),
         }
-        return {trial.group: trial.delta for trial in own}, metrics
+        return Effects(delta={trial.group: trial.delta for trial in own}, utility=utility), metrics
 
     def distill_lambda(self, step: int) -> float:
         """Weight of the internalisation loss in iteration `step`."""
@@ -134,7 +146,7 @@ class Guidance:
         trajectories: Sequence[Trajectory],
         advantages: Sequence[np.ndarray | None],
         *,
-        delta: Mapping[int, float],
+        effects: Effects,
         step: int,
     ) -> dict[int, list[TrainRow]]:
         """Every row to train on by task group: each episode under its own prompts, and what is internalised."""
@@ -148,8 +160,8 @@ class Guidance:
             trajectories,
             advantages,
             gate="none" if self.config.no_gate else gate,
-            utility={skill.id: skill.mean for skill in self.bank.skills},
-            delta=delta,
+            utility=effects.utility,
+            delta=effects.delta,
             c_adv=config.c_adv,
             distill_reasoning=config.distill_reasoning,
             with_teacher=config.divergence != "nll",
@@ -165,7 +177,7 @@ class Guidance:
             iterations=step - self.began,
             successes=self.buffer.seen,
             tasks=len(self.buffer),
-            active_skills=self.num_active,
+            usable_skills=self.num_usable,
         )
         change = next_phase(self.phase, evidence, config.phases, no_internalisation=config.no_internalisation)
         if change is not None:
@@ -213,6 +225,7 @@ def bank_rules(config: RunConfig) -> BankRules:
         max_eval=skills.max_eval,
         promote_above=skills.promote_above,
         retire_below=skills.retire_below,
+        confidence=skills.confidence,
         max_size=skills.max_size,
     )
 

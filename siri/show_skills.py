@@ -82,9 +82,10 @@ def read_bank(run_dir: Path) -> tuple[Skill, ...] | None:
     content = read_json(path)
     if content is None:
         return None
-    settings = SkillsConfig().model_dump(include={"n_eval", "max_eval", "promote_above", "retire_below", "max_size"})
+    names = {"n_eval", "max_eval", "promote_above", "retire_below", "max_size", "confidence"}
+    rules = BankRules(**SkillsConfig().model_dump(include=names))  # they matter when a bank changes
     try:
-        return SkillBank.from_dict(content, BankRules(**settings)).skills  # rules matter when a bank changes
+        return SkillBank.from_dict(content, rules).skills
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
