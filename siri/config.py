@@ -141,6 +141,8 @@ class SkillsConfig(Section):
 
     k: PositiveInt = 3
     """Most skills shown in an episode."""
+    paired: Fraction = 1.0
+    """Share of an iteration's task groups that are played in two halves, where skills match; the others are plain."""
     explore: Fraction = 0.5
     """Chance that a matching skill with fewer than `n_eval` evaluations is tried in place of one of the best."""
     n_eval: PositiveInt = 6

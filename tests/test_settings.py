@@ -23,7 +23,7 @@ optim.epochs optim.max_batch_tokens optim.max_bad_steps
 phases.n_succ_required phases.min_tasks phases.max_warmup phases.mining_steps phases.only
 mining.every mining.buffer_size mining.num_shown mining.num_candidates mining.temperature mining.max_answer_tokens
 mining.max_chars mining.max_skill_tokens mining.dedup_threshold
-skills.k skills.explore skills.n_eval skills.max_eval skills.promote_above skills.retire_below
+skills.k skills.paired skills.explore skills.n_eval skills.max_eval skills.promote_above skills.retire_below
 skills.confidence skills.max_size skills.statistics
 internalize.gate internalize.c_adv internalize.lambda_max internalize.lambda_warmup internalize.divergence
 internalize.distill_reasoning
