@@ -165,7 +165,8 @@ class InternalizeConfig(Section):
     """Distilling what skills helped with into the plain policy (ALGORITHM 1.2)."""
 
     gate: Literal["bank", "group", "both"] = "both"
-    """What must be above 0: the mean utility of the skills shown, the effect in the episode's own group, or both."""
+    """What must be above 0: the mean utility of the skills shown, the effect in the episode's own group, or both.
+    Refused actions do not pass; without a gate, see no_gate."""
     c_adv: Positive = 2.0
     """Most that the weight of a token can be, in advantages."""
     lambda_max: NonNegative = 0.5
@@ -264,7 +265,8 @@ class RunConfig(Section):
     no_internalisation: bool = False
     """Ablation: skills are mined and validated, nothing is distilled."""
     no_gate: bool = False
-    """Ablation: all skill-guided episodes are distilled, whether the skills helped or not."""
+    """Ablation: all actions of skill-guided episodes are distilled, refused ones too, whether the skills helped or not.
+    """
     oracle_skills: str | None = None
     """Control: skills from a file (JSON or YAML list of {condition, strategy}) in place of mined ones."""
     iterations: PositiveInt = 12
