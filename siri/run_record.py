@@ -17,6 +17,7 @@ from siri.report.formats import Half, Sample
 from siri.report.run_files import last_saved
 from siri.run import Run, hold_weights
 from siri.run_dir import summary
+from siri.show_skills import read_json
 from siri.skills import effect_since_promotion
 
 SAMPLE_CHARS = 1200
@@ -26,13 +27,19 @@ SAMPLE_CHARS = 1200
 def say_what_begins(run: Run) -> bool:
     """A line for people. Returns whether there is nothing left to do: the run is over, and its summary written."""
     config, state = run.config, run.state
-    if run.is_over() and (config.run_dir / "summary.json").exists():
+    if run.is_over() and has_its_summary(run):
         run.log.note(f"{config.run_dir}: this run is over ({state.step} iterations); see summary.json and report.html")
         return True
     where = f"{run.world}, sampling with {type(run.session.sampler).__name__}"
     begins = f"after iteration {state.step}" if state.step else "from the start"
     run.log.note(f"{config.run_dir}: {config.algorithm} with {config.policy.model} on {where}, {begins}")
     return False
+
+
+def has_its_summary(run: Run) -> bool:
+    """summary.json is of where the run stands; it may have ended earlier before, and been extended."""
+    content = read_json(run.config.run_dir / "summary.json")
+    return isinstance(content, dict) and content.get("iterations") == run.state.step
 
 
 def account(run: Run, minibatches: Sequence[Minibatch], action_tokens: float) -> dict[str, float]:

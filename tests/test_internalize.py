@@ -127,7 +127,12 @@ def test_prompts_written_anew_token_by_token(reasoning, first):
         guided([1, 9, 7, 7], [1, 7, 7], said, span),
     ]
     trajectory = episode(0, 0, turns, condition=("a",))
-    assert distill_spans(trajectory, gate="both", distill_reasoning=reasoning) == [(first, 4), (first, 4), (0, 0), (first, 4)]
+    assert distill_spans(trajectory, gate="both", distill_reasoning=reasoning) == [
+        (first, 4),
+        (first, 4),
+        (0, 0),
+        (first, 4),
+    ]
     rows = rerendered_rows(
         [trajectory], [np.array([0.5, -0.5, 1.0, 3.0])],
         **OPEN, c_adv=1.0, distill_reasoning=reasoning, with_teacher=False,

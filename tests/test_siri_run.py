@@ -30,6 +30,7 @@ SMALL = {
     "phases.mining_steps": 1,
     "mining.every": 1,
     "mining.num_shown": 4,
+    "skills.k": 1,  # so the trials of skills are those of groups, one by one
     "skills.explore": 0.0,
     "skills.n_eval": 1,
     "skills.promote_above": -2.0,
@@ -159,6 +160,10 @@ def test_skills_from_a_file_are_shown_and_tried_and_none_are_mined(folder, tmp_p
     [line] = metrics(folder / "oracle")
     assert line["phase"] == "mining"
     assert "mining/drawn" not in line
+    assert line["skills/trials"] > 0
+    summary = json.loads((folder / "oracle" / "summary.json").read_text())
+    assert [change["phase"] for change in summary["phases"]] == ["mining", "internalise"]
+    assert summary["eval"]["after_warmup"] is None  # there was none
     assert [skill["condition"] for skill in bank(folder / "oracle")] == [skill["condition"] for skill in listed]
 
 

@@ -164,6 +164,33 @@ def test_more_iterations_go_on_where_the_run_ended(folder):
     assert metrics(folder / "longer") == metrics(folder / "whole")
 
 
+@pytest.mark.parametrize("ended_before", [False, True])
+def test_a_run_that_is_told_to_end_where_it_was_stopped_reports_the_weights_of_then(folder, monkeypatch, ended_before):
+    name = f"shortened-{ended_before}"
+    if ended_before:
+        assert main(words(folder, name=name, iterations=2)) == 0
+        assert ends_with(folder / name) == (2, 2)
+
+    def stopped(run, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return collect_episodes(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("siri.train.collect_episodes", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            main(words(folder, name=name))
+    assert main(words(folder, name=name, iterations=3)) == 0
+    assert ends_with(folder / name) == (3, 3)
+    assert [line["step"] for line in metrics(folder / name)] == [0, 1, 2]
+
+
+def ends_with(run_dir: Path) -> tuple[int, int]:
+    """Iterations of the run, and of the weights that its final evaluation is of."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return summary["iterations"], summary["eval"]["final"]["iterations"]
+
+
 def start(folder: Path, name: str, **settings) -> subprocess.Popen:
     script = Path(__file__).resolve().parent.parent / "siri" / "train.py"
     command = [sys.executable, str(script), *words(folder, name=name, **settings)]
