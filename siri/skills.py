@@ -290,6 +290,7 @@ class SkillBank:
         try:
             bank.version = int(state["version"])
             skills = _SKILLS.validate_python(state["skills"])
+            _check(skills)
         except (KeyError, TypeError, ValueError) as error:
             what = f"this is not a skill bank as runs write it ({str(error).splitlines()[0]})"
             raise UserError(f"skills: {what}; take one from a checkpoint, or start a new run") from error
@@ -304,6 +305,21 @@ def _standing(skill: Skill) -> tuple[int, bool, float]:
 
 
 _SKILLS = TypeAdapter(tuple[Skill, ...])
+
+
+def _check(skills: Sequence[Skill]) -> None:
+    """Raises ValueError for what no run writes: texts become lines of a prompt, and ids tell skills apart."""
+    ids: set[str] = set()
+    for skill in skills:
+        if skill.id in ids:
+            raise ValueError(f"two skills have the id {skill.id!r}")
+        ids.add(skill.id)
+        if not skill.changes:
+            raise ValueError(f"changes of {skill.id!r} is empty, so it has no status")
+        for name in ("condition", "strategy"):
+            text = getattr(skill, name)
+            if not text.strip() or not text.isprintable():
+                raise ValueError(f"{name} of {skill.id!r} is {text[:60]!r}, not one line of plain text")
 
 
 def _readable(skill: Skill, fields: dict[str, Any]) -> dict[str, Any]:

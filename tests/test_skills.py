@@ -209,12 +209,6 @@ def test_impossible_rules(wrong: dict[str, float], message: str) -> None:
         BankRules(**{**RULES, **wrong})
 
 
-@pytest.mark.parametrize("state", [{}, {"version": 1}, {"version": 1, "skills": [{"id": "s0001"}]}, {"skills": 3}])
-def test_what_is_no_bank_is_refused(state: dict) -> None:
-    with pytest.raises(UserError, match="not a skill bank"):
-        SkillBank.from_dict(state, BankRules(**RULES))
-
-
 # ---------------------------------------------------------------- any history
 
 # Deltas are eighths and the thresholds hundredths: within 24 evaluations no mean meets a threshold, so that rounding
