@@ -126,8 +126,12 @@ class MiningConfig(Section):
     """Answers drawn for each success shown."""
     temperature: NonNegative = 1.0
     """Sampling temperature of answers."""
+    request: Literal["auto", "short", "instruction"] = "auto"
+    """short: "Solved: ... Write a skill.", which `siri warmstart` teaches. instruction: whole sentences that say what
+    is wanted and in which form. auto: short for a policy.model with a warmstart.json, instruction for any other."""
     max_answer_tokens: PositiveInt = 48
-    """Most tokens drawn for an answer."""
+    """Most tokens drawn for an answer: as many as max_skill_tokens, because the labels of the answer and the end of the
+    turn take as many as the words around the skill in the prompt."""
     max_chars: PositiveInt = 240
     """Most characters of condition and strategy together."""
     max_skill_tokens: PositiveInt = 48

@@ -20,10 +20,11 @@ from siri.engine.errors import UserError
 from siri.engine.sampling import Sampler, request_seed
 from siri.engine.trajectory import TrainRow, Trajectory
 from siri.internalize import lambda_at, rerendered_rows
-from siri.mining import MiningRules, SuccessBuffer, mine, successes
+from siri.mining import MiningRules, SkillRequest, SuccessBuffer, mine, successes
 from siri.phases import Evidence, Phase, Transition, first_phase, next_phase
 from siri.prompts import Renderer
 from siri.screening import ScreenRules
+from siri.shipped import is_warm_started
 from siri.skills import BankRules, Origin, Skill, SkillBank
 from siri.trials import trials_of
 
@@ -80,16 +81,23 @@ class Guidance:
         return due and self.config.oracle_skills is None and len(self.buffer) > 0
 
     def mine(
-        self, sampler: Sampler, renderer: Renderer, *, step: int, policy_version: int, max_prompt_tokens: int
+        self,
+        sampler: Sampler,
+        renderer: Renderer,
+        *,
+        request: SkillRequest,
+        step: int,
+        policy_version: int,
+        max_prompt_tokens: int,
     ) -> dict[str, float]:
-        """Ask the weights in the sampler for skills; returns the counts of answers as metrics."""
+        """Ask the weights in the sampler for skills; returns the counts of successes and answers as metrics."""
         config = self.config
         found, repeats, counts = mine(
             sampler,
             renderer,
             self.buffer,
             known=[(skill.condition, skill.strategy) for skill in self.bank.skills],
-            rules=mining_rules(config),
+            rules=mining_rules(config, request),
             run_seed=config.seed,
             iteration=step,
             policy_version=policy_version,
@@ -234,7 +242,21 @@ def bank_rules(config: RunConfig) -> BankRules:
     )
 
 
-def mining_rules(config: RunConfig) -> MiningRules:
+def skill_request_of(config: RunConfig) -> SkillRequest | None:
+    """How the policy is asked for skills; None where it is not. `auto` is decided by the policy the run began with.
+
+    Not by the directory the weights are in: a checkpoint of a policy that was taught the short request does not say so.
+    Raises UserError if the policy cannot be had on this machine.
+    """
+    if config.algorithm != "siri" or config.oracle_skills is not None:
+        return None
+    request = config.mining.request
+    if request != "auto":
+        return request
+    return "short" if is_warm_started(config.policy.model) else "instruction"
+
+
+def mining_rules(config: RunConfig, request: SkillRequest) -> MiningRules:
     mining = config.mining
     screen = ScreenRules(
         max_chars=mining.max_chars,
@@ -248,6 +270,7 @@ def mining_rules(config: RunConfig) -> MiningRules:
         num_candidates=mining.num_candidates,
         temperature=mining.temperature,
         max_answer_tokens=mining.max_answer_tokens,
+        request=request,
         screen=screen,
     )
 

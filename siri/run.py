@@ -23,7 +23,8 @@ from siri.engine.optim import BadStepGuard, ShardedAdamW, learning_rate
 from siri.engine.policy import Policy, load_policy
 from siri.engine.rollout import Episode, collect
 from siri.engine.trajectory import Minibatch, Trajectory
-from siri.guidance import Guidance, open_guidance
+from siri.guidance import Guidance, open_guidance, skill_request_of
+from siri.mining import SkillRequest
 from siri.prompts import skill_text
 from siri.run_dir import RunState, check_run_dir, claim_run_dir, git_commit
 from siri.session import Session, open_session
@@ -45,6 +46,8 @@ class Run:
     guard: BadStepGuard
     state: RunState
     guidance: Guidance
+    skill_request: SkillRequest | None
+    """How the policy is asked for skills; None where it is not."""
     log: RunLog
 
     def is_over(self) -> bool:
@@ -84,6 +87,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
     policy_source = str(checkpoint.policy) if checkpoint else None
     with open_session(config, world, splits=splits, policy_source=policy_source) as session:
         reference = load_reference(config, world)
+        skill_request = skill_request_of(config)
         optimizer = make_optimizer(config, session.policy, world)
         state = restore(checkpoint, optimizer, config, world)
         guard = BadStepGuard(
@@ -104,6 +108,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
                 guard=guard,
                 state=state,
                 guidance=guidance,
+                skill_request=skill_request,
                 log=log,
             )
 
@@ -176,12 +181,13 @@ def hold_weights(run: Run) -> None:
 
 def mine_skills(run: Run, step: int) -> dict[str, float]:
     """Before the rollout of iteration `step`: have the policy write skills, if it is time."""
-    if not run.guidance.is_mining_due(step):
+    if run.skill_request is None or not run.guidance.is_mining_due(step):
         return {}
     hold_weights(run)
     return run.guidance.mine(
         run.session.sampler,
         run.session.renderer,
+        request=run.skill_request,
         step=step,
         policy_version=run.state.policy_version,
         max_prompt_tokens=run.config.policy.max_prompt_tokens,
