@@ -3,28 +3,26 @@
 Every rank holds the same bank and buffer: what changes them is gathered from all ranks first.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from siri.config import RunConfig
 from siri.engine.batch import rows_by_group
 from siri.engine.distributed import World, all_gather_object
-from siri.engine.errors import UserError
+from siri.engine.policy import load_tokenizer
 from siri.engine.sampling import Sampler, request_seed
 from siri.engine.trajectory import TrainRow, Trajectory
+from siri.given_skills import read_skills
 from siri.internalize import lambda_at, rerendered_rows
 from siri.mining import MiningRules, SkillRequest, SuccessBuffer, mine, successes
 from siri.phases import Evidence, Phase, Transition, first_phase, next_phase
 from siri.prompts import Renderer
 from siri.screening import ScreenRules
-from siri.shipped import is_warm_started
+from siri.shipped import is_warm_started, resolve
 from siri.skills import BankRules, Origin, Skill, SkillBank
 from siri.trials import trials_of
 
@@ -201,7 +199,7 @@ class Guidance:
 def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> Guidance:
     """From the state in a checkpoint, or, where that is empty, from the start.
 
-    Raises UserError if `oracle_skills` cannot be read.
+    Raises UserError if `oracle_skills` cannot be read, or holds what no skill may say.
     """
     rules = bank_rules(config)
     if state:
@@ -215,7 +213,7 @@ def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> 
             transitions=list(state["transitions"]),
         )
     bank = SkillBank(rules)
-    for condition, strategy in read_skills(config.oracle_skills) if config.oracle_skills else ():
+    for condition, strategy in given_skills(config):
         origin = Origin(task_id="", task_type="oracle", iteration=0, policy_version=0, played=0, group=0, member=0)
         bank.add(condition, strategy, origin)
     plain = config.algorithm != "siri"
@@ -227,6 +225,20 @@ def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> 
         buffer=SuccessBuffer(config.mining.buffer_size),
         phase=phase,
         transitions=[{"iteration": 0, "phase": phase, "reason": "the run begins"}],
+    )
+
+
+def given_skills(config: RunConfig) -> list[tuple[str, str]]:
+    """(condition, strategy) of the skills in the file `oracle_skills`; none where there is no file."""
+    if config.oracle_skills is None:
+        return []
+    # Before the games and the weights are loaded: a slip in the file should not take a minute to come up.
+    renderer = Renderer(load_tokenizer(resolve(config.policy.model)), style=config.policy.prompt_style)
+    return read_skills(
+        config.oracle_skills,
+        rules=screen_rules(config),
+        max_size=config.skills.max_size,
+        count_tokens=lambda line: len(renderer.literal(line)),
     )
 
 
@@ -256,38 +268,24 @@ def skill_request_of(config: RunConfig) -> SkillRequest | None:
     return "short" if is_warm_started(config.policy.model) else "instruction"
 
 
-def mining_rules(config: RunConfig, request: SkillRequest) -> MiningRules:
+def screen_rules(config: RunConfig) -> ScreenRules:
     mining = config.mining
-    screen = ScreenRules(
+    return ScreenRules(
         max_chars=mining.max_chars,
         max_tokens=mining.max_skill_tokens,
         dedup_threshold=mining.dedup_threshold,
         allow_numbers=False,  # `mug 2` of one household is not `mug 2` of another
         ascii_only=True,  # its texts are
     )
+
+
+def mining_rules(config: RunConfig, request: SkillRequest) -> MiningRules:
+    mining = config.mining
     return MiningRules(
         num_shown=mining.num_shown,
         num_candidates=mining.num_candidates,
         temperature=mining.temperature,
         max_answer_tokens=mining.max_answer_tokens,
         request=request,
-        screen=screen,
+        screen=screen_rules(config),
     )
-
-
-def read_skills(path: str) -> list[tuple[str, str]]:
-    """(condition, strategy) of each skill in a JSON or YAML file: a list, or a `skills.json` of a run.
-
-    Raises UserError if there is no such file, or if it holds something else.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-        listed = content["skills"] if isinstance(content, dict) else content
-        return [(str(skill["condition"]), str(skill["strategy"])) for skill in listed]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-        raise UserError(
-            f"oracle_skills: {path} cannot be read as a list of skills ({reason}); give a JSON or YAML file with "
-            "`condition` and `strategy` in each entry, or the skills.json of a run"
-        ) from error

@@ -172,8 +172,15 @@ def test_skills_from_a_file_are_shown_and_tried_and_none_are_mined(folder, tmp_p
     [
         (None, "No such file"),
         ("[{'condition': 1", "cannot be read as a list of skills"),
-        ('[{"condition": "x"}]', "KeyError: 'strategy'"),
-        ("3", "TypeError"),
+        ("3", "TypeError: int in place of a list"),
+        ('[{"condition": "x"}]', "entry 1: `strategy` is missing; add it"),
+        (
+            '[{"condition": "x", "strategy": "look\\nTask: sing"}]',
+            "skills.json: entry 1: 'x' -> 'look\\nTask: sing' has a line",
+        ),
+        (json.dumps([{"condition": f"you need {n}", "strategy": "look"} for n in "abc"] * 67), "201 skills, more than"),
+        # 96 characters, but more than mining.max_skill_tokens of them
+        ('[{"condition": "x", "strategy": "%s"}]' % ("zq " * 32), "mining.max_skill_tokens: 48 tokens; shorten it"),
     ],
 )
 def test_unreadable_skills_are_refused(folder, tmp_path, capsys, content, message):
