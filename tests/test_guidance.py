@@ -233,7 +233,7 @@ def test_the_weight_of_distilling_rises_from_the_iteration_that_the_phase_begins
     ],
 )
 def test_the_skills_of_a_run_name_no_numbered_thing_and_are_ascii(condition, strategy, reason):
-    rules = mining_rules(RunConfig()).screen
+    rules = mining_rules(RunConfig(), "short").screen
     found = screen(skill_answer(condition, strategy), rules, known=(), count_tokens=lambda text: len(text.split()))
     assert found == (reason or (condition, strategy))
 

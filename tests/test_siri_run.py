@@ -153,14 +153,15 @@ def test_the_comparison_with_the_bank_says_what_it_is(folder, capsys):
 
 
 def test_skills_from_a_file_are_shown_and_tried_and_none_are_mined(folder, tmp_path):
-    listed = [{"condition": f"you need {thing}", "strategy": "look at countertop"} for thing in ("mug", "book", "egg")]
+    things = ("vase", "lettuce", "egg")
+    listed = [{"condition": f"you need {thing}", "strategy": "look at countertop"} for thing in things]
     (tmp_path / "skills.json").write_text(json.dumps(listed))
     settings = {"no_warmup": "true", "oracle_skills": tmp_path / "skills.json", "iterations": 1}
     assert main(words(folder, name="oracle", **settings)) == 0
     [line] = metrics(folder / "oracle")
     assert line["phase"] == "mining"
     assert "mining/drawn" not in line
-    assert line["skills/trials"] > 0
+    assert line["skills/trials"] == 2  # of the four tasks one asks for a vase and one for lettuce
     summary = json.loads((folder / "oracle" / "summary.json").read_text())
     assert [change["phase"] for change in summary["phases"]] == ["mining", "internalise"]
     assert summary["eval"]["after_warmup"] is None  # there was none

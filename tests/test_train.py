@@ -89,7 +89,10 @@ def test_a_run_leaves_its_configuration_metrics_checkpoints_and_summary(folder):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["eval"]["initial"]["episodes"] == summary["eval"]["final"]["episodes"] == 4
     assert summary["eval"]["final"]["split_hash"] == summary["eval"]["initial"]["split_hash"]
-    assert summary["skills"] == {"mined": 0, "promoted": 0, "candidate": 0, "active": 0, "retired": 0}
+    assert summary["skills"] == {
+        "mined": 0, "promoted": 0, "candidate": 0, "active": 0, "retired": 0,
+        "effect_since_promotion": None, "groups_since_promotion": 0,
+    }  # fmt: skip
     assert summary["phases"] == [{"iteration": 0, "phase": "warmup", "reason": "the run begins"}]
     assert summary["tokens_per_second"]["rollout"] > 0
     assert summary["wall_seconds"]["train"] > 0
