@@ -79,7 +79,8 @@ _NOT = r"\b (?: do \s+ not | don't | never | no \s+ longer | not \s+ to | need \
 _THE = r"(?: \s+ (?: the | your | this | that | these | those | its | my | our | any | all | every | of | previous"
 _THE += r" | prior | earlier | above | given | current | original | first | whole | entire ) \b )*"
 _WORK = r"""(?: \s+ (?: to | on | with | at | about | work(?:ing)? | do(?:ing)? | follow(?:ing)? | obey(?:ing)?
-    | try(?:ing)? | pursu(?:e|ing) | solv(?:e|ing) | complet(?:e|ing) | perform(?:ing)? | car(?:e|ing) ) \b )*"""
+    | try(?:ing)? | pursu(?:e|ing) | solv(?:e|ing) | complet(?:e|ing) | finish(?:ing)? | perform(?:ing)?
+    | car(?:e|ing) ) \b )*"""
 _INJECTION = re.compile(
     rf"""\b {_LABEL}
     # a label in other words: "your task is to:"
@@ -96,7 +97,8 @@ _INJECTION = re.compile(
     # "skip the task", "stop working on the task", "sing instead of doing the task"; "stop when the task is done" is not
     | (?<! not \s ) (?<! n't \s ) (?<! never \s )
       \b (?: skip(?:ping)? | stop(?:ping)? | quit(?:ting)? | ceas(?:e|ing) | cancel | giv(?:e|ing) \s+ up
-        | refus(?:e|ing) | reject(?:ing)? | declin(?:e|ing) | avoid(?:ing)? | instead \s+ of | rather \s+ than )
+        | refus(?:e|ing) | reject(?:ing)? | declin(?:e|ing) | avoid(?:ing)?
+        | (?: instead \s+ of | rather \s+ than ) (?: \s+ what(?:ever)? )? )
       {_WORK} {_THE} \s+ {_GOAL}
     # "do not do the task"
     | {_NOT} \s+ (?: do | follow | obey | try | attempt | pursue | solve | complete | finish | perform | work | care
