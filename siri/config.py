@@ -173,8 +173,8 @@ class InternalizeConfig(Section):
     Refused actions do not pass; without a gate, see no_gate."""
     c_adv: Positive = 2.0
     """Most that the weight of a token can be, in advantages."""
-    lambda_max: NonNegative = 0.5
-    """Weight of the internalisation loss."""
+    lambda_max: NonNegative = 0.05
+    """Weight of the internalisation loss, a mean over few tokens: at 0.5 one weighs 10 to 40 times a policy token."""
     lambda_warmup: NonNegativeInt = 1
     """Iterations over which that weight rises from 0."""
     divergence: Literal["nll", "forward_kl", "reverse_kl", "jsd"] = "nll"

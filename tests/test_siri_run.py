@@ -33,6 +33,7 @@ SMALL = {
     "skills.k": 1,  # so the trials of skills are those of groups, one by one
     "skills.explore": 0.0,
     "skills.n_eval": 1,
+    "skills.confidence": 0.0,
     "skills.promote_above": -2.0,
     "skills.retire_below": -2.0,
     "internalize.lambda_warmup": 0,
