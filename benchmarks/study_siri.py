@@ -39,7 +39,7 @@ ARMS: dict[str, list[str]] = {
     "no_validation": ["--no_validation", "true"],
     "no_internalisation": ["--no_internalisation", "true"],
     "no_gate": ["--no_gate", "true"],
-    # 149 skills. A smaller bank would give up the best places first: of untested skills the oldest.
+    # As large as its 149 skills: a full bank gives up the oldest of untested skills first, which are the best places.
     "oracle_skills": ["--oracle_skills", "{oracle}", "--skills.max_size", "{oracle_size}"],
 }
 SEEDS = {"siri": 5, "gigpo": 5}
@@ -81,8 +81,8 @@ def oracle_skills() -> list[dict[str, str]]:
     """Where to look for what tasks ask for, lamps included, by the tables that the games are generated from.
 
     The best places of a thing, a skill each, over the rooms with tasks that ask for it, weighted by how many do. All
-    first places come before all second ones, things before lamps: of skills that match a task equally well the older
-    are shown, so of three shown in a task with a lamp two are of the thing and one is of the lamp.
+    first places come before all second ones, things before lamps: of untested skills that match a task equally well the
+    older are shown, so of three shown in a task with a lamp two are of the thing and one is of the lamp.
     """
     things: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     lamps: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))

@@ -124,9 +124,10 @@ class RunLog:
             self._bar.add_task(activity)
         self._bar.update(self._bar.task_ids[0], description=activity, completed=finished, total=total, refresh=True)
 
-    def record(self, step: int, metrics: Mapping[str, Value]) -> None:
+    def record(self, step: int, metrics: Mapping[str, Value], *, to_go: int | None = None) -> None:
         """Closes iteration `step` (0-based): adds `time/<activity>` and `time/iteration`, writes, shows, starts anew.
 
+        `to_go`: iterations still to come, where something else than `total` ends the run; 0 in the last.
         Not-finite numbers become null. Raises UserError if the line cannot be written; the file is then as before.
         """
         now = time.perf_counter()
@@ -142,13 +143,14 @@ class RunLog:
             for name, value in line.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(name, value, step)
-        if step + 1 == self._total or (step - self._start) % self._every == 0:
-            self.note(self._sentence(step, line))
+        to_go = self._total - step - 1 if to_go is None else to_go
+        if to_go == 0 or (step - self._start) % self._every == 0:
+            self.note(self._sentence(step, line, to_go))
 
-    def _sentence(self, step: int, line: Mapping[str, Any]) -> str:
+    def _sentence(self, step: int, line: Mapping[str, Any], to_go: int) -> str:
         shown = [f"{label} {form.format(line[name])}" for label, name, form in SHOWN if line.get(name) is not None]
-        left = statistics.median(self._durations[-20:]) * (self._total - step - 1)
-        return "  ".join([f"{step + 1}/{self._total}", *shown, f"left {_duration(left)}"])
+        left = statistics.median(self._durations[-20:]) * to_go
+        return "  ".join([f"{step + 1}/{step + 1 + to_go}", *shown, f"left {_duration(left)}"])
 
 
 def keep_before(path: Path, step: int) -> None:

@@ -89,6 +89,26 @@ class Policy:
             self.tokenizer.save_pretrained(directory)
 
 
+_UNLOADABLE = (OSError, ValueError, KeyError, SafetensorError)
+"""What transformers raises for a model that is missing, damaged, or of another kind."""
+
+
+def _not_loaded(source: str, error: Exception) -> UserError:
+    return UserError(
+        f"policy.model: {source!r} cannot be loaded as a causal language model ({_first_line(error)}); "
+        "give `tiny`, `smollm2-135m`, a directory in transformers format, or a hub id that this machine can reach"
+    )
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, from a directory or hub id. Raises UserError if there is none, or if it is damaged."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except _UNLOADABLE as error:
+        raise _not_loaded(source, error) from error
+    return tokenizer
+
+
 def load_policy(source: str, *, dtype: torch.dtype, device: torch.device) -> Policy:
     """Load model and tokenizer from a directory or hub id.
 
@@ -103,11 +123,8 @@ def load_policy(source: str, *, dtype: torch.dtype, device: torch.device) -> Pol
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, attn_implementation=name, output_loading_info=True, ignore_mismatched_sizes=True
             )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"policy.model: {source!r} cannot be loaded as a causal language model ({_first_line(error)}); "
-            "give `tiny`, `smollm2-135m`, a directory in transformers format, or a hub id that this machine can reach"
-        ) from error
+    except _UNLOADABLE as error:
+        raise _not_loaded(source, error) from error
     model, report = loaded
     _check_weights(report, source)
     _check_head(model, source, config)

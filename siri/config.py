@@ -126,8 +126,12 @@ class MiningConfig(Section):
     """Answers drawn for each success shown."""
     temperature: NonNegative = 1.0
     """Sampling temperature of answers."""
+    request: Literal["auto", "short", "instruction"] = "auto"
+    """short: "Solved: ... Write a skill.", which `siri warmstart` teaches. instruction: whole sentences that say what
+    is wanted and in which form. auto: short for a policy.model with a warmstart.json, instruction for any other."""
     max_answer_tokens: PositiveInt = 48
-    """Most tokens drawn for an answer."""
+    """Most tokens drawn for an answer: as many as max_skill_tokens, because the labels of the answer and the end of the
+    turn take as many as the words around the skill in the prompt."""
     max_chars: PositiveInt = 240
     """Most characters of condition and strategy together."""
     max_skill_tokens: PositiveInt = 48
@@ -141,16 +145,20 @@ class SkillsConfig(Section):
 
     k: PositiveInt = 3
     """Most skills shown in an episode."""
+    paired: Fraction = 1.0
+    """Share of an iteration's task groups that are played in two halves, where skills match; the others are plain."""
     explore: Fraction = 0.5
-    """Chance that a matching skill without a verdict is tried in place of the best match."""
+    """Chance that a matching skill with fewer than `n_eval` evaluations is tried in place of one of the best."""
     n_eval: PositiveInt = 6
     """Evaluations (task groups) before a verdict."""
     max_eval: PositiveInt = 18
     """Evaluations after which a skill that was not promoted is retired."""
-    promote_above: Number = 0.05
+    promote_above: Number = 0.0
     """Mean utility (reward) above which a skill becomes active."""
-    retire_below: Number = -0.02
+    retire_below: Number = 0.0
     """Mean utility (reward) below which a skill is retired."""
+    confidence: NonNegative = 1.0
+    """Standard errors of the mean by which it must be beyond those two."""
     max_size: PositiveInt = 200
     """Most skills that are not retired."""
     statistics: Literal["pair", "branch"] = "pair"
@@ -161,11 +169,12 @@ class InternalizeConfig(Section):
     """Distilling what skills helped with into the plain policy (ALGORITHM 1.2)."""
 
     gate: Literal["bank", "group", "both"] = "both"
-    """What must be above 0: the mean utility of the skills shown, the effect in the episode's own group, or both."""
+    """What must be above 0: the mean utility of the skills shown, the effect in the episode's own group, or both.
+    Refused actions do not pass; without a gate, see no_gate."""
     c_adv: Positive = 2.0
     """Most that the weight of a token can be, in advantages."""
-    lambda_max: NonNegative = 0.5
-    """Weight of the internalisation loss."""
+    lambda_max: NonNegative = 0.05
+    """Weight of the internalisation loss, a mean over few tokens: at 0.5 one weighs 10 to 40 times a policy token."""
     lambda_warmup: NonNegativeInt = 1
     """Iterations over which that weight rises from 0."""
     divergence: Literal["nll", "forward_kl", "reverse_kl", "jsd"] = "nll"
@@ -260,7 +269,8 @@ class RunConfig(Section):
     no_internalisation: bool = False
     """Ablation: skills are mined and validated, nothing is distilled."""
     no_gate: bool = False
-    """Ablation: all skill-guided episodes are distilled, whether the skills helped or not."""
+    """Ablation: all actions of skill-guided episodes are distilled, refused ones too, whether the skills helped or not.
+    """
     oracle_skills: str | None = None
     """Control: skills from a file (JSON or YAML list of {condition, strategy}) in place of mined ones."""
     iterations: PositiveInt = 12
@@ -301,6 +311,13 @@ class RunConfig(Section):
                 f"rollout.group_size: {self.rollout.group_size} does not divide into a plain and a skill half; use an "
                 "even number, or algorithm: gigpo"
             )
+        if self.max_env_steps is not None and self.optim.schedule != "constant":
+            raise ValueError(
+                f"optim.schedule: {self.optim.schedule} ends at the last of `iterations`, but max_env_steps: "
+                f"{self.max_env_steps} ends the run; use constant, or leave max_env_steps out"
+            )
+        if self.no_warmup and self.phases.only is not None:
+            raise ValueError(f"no_warmup: phases.only: {self.phases.only} fixes the phase; leave one of the two out")
         for name in ("no_warmup", "no_validation", "no_internalisation", "no_gate", "oracle_skills"):
             if getattr(self, name) and self.algorithm != "siri":
                 raise ValueError(f"{name}: is for algorithm: siri, not {self.algorithm}; change one of the two")

@@ -3,31 +3,42 @@
 Every rank holds the same bank and buffer: what changes them is gathered from all ranks first.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from math import floor
 from typing import Any
 
 import numpy as np
-import yaml
 
 from siri.config import RunConfig
 from siri.engine.batch import rows_by_group
 from siri.engine.distributed import World, all_gather_object
-from siri.engine.errors import UserError
+from siri.engine.policy import load_tokenizer
 from siri.engine.sampling import Sampler, request_seed
 from siri.engine.trajectory import TrainRow, Trajectory
+from siri.given_skills import read_skills
 from siri.internalize import lambda_at, rerendered_rows
-from siri.mining import MiningRules, SuccessBuffer, mine, successes
+from siri.mining import MiningRules, SkillRequest, SuccessBuffer, mine, successes
 from siri.phases import Evidence, Phase, Transition, first_phase, next_phase
 from siri.prompts import Renderer
 from siri.screening import ScreenRules
+from siri.shipped import is_warm_started, resolve
 from siri.skills import BankRules, Origin, Skill, SkillBank
 from siri.trials import trials_of
 
 RETRIEVAL_TURN = -2
 """Stands where rollouts put the turn in the seed of a request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """What is known of skills when an iteration's episodes are judged."""
+
+    delta: dict[int, float]
+    """Delta_g of this rank's groups."""
+    utility: dict[str, float]
+    """Mean utility by skill id over the evaluations of earlier iterations. With this one's the gate `both` would ask
+    the same groups twice: in a run of 13 iterations 29 of 34 groups with Delta_g > 0 passed, with earlier ones 17."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +60,7 @@ class Guidance:
         return self.phase != "warmup"
 
     @property
-    def num_active(self) -> int:
+    def num_usable(self) -> int:
         """Skills that have proved themselves; without validation all count that are in use."""
         return len(self.bank.live) if self.config.no_validation else self.bank.counts()["active"]
 
@@ -68,16 +79,23 @@ class Guidance:
         return due and self.config.oracle_skills is None and len(self.buffer) > 0
 
     def mine(
-        self, sampler: Sampler, renderer: Renderer, *, step: int, policy_version: int, max_prompt_tokens: int
+        self,
+        sampler: Sampler,
+        renderer: Renderer,
+        *,
+        request: SkillRequest,
+        step: int,
+        policy_version: int,
+        max_prompt_tokens: int,
     ) -> dict[str, float]:
-        """Ask the weights in the sampler for skills; returns the counts of answers as metrics."""
+        """Ask the weights in the sampler for skills; returns the counts of successes and answers as metrics."""
         config = self.config
         found, repeats, counts = mine(
             sampler,
             renderer,
             self.buffer,
             known=[(skill.condition, skill.strategy) for skill in self.bank.skills],
-            rules=mining_rules(config),
+            rules=mining_rules(config, request),
             run_seed=config.seed,
             iteration=step,
             policy_version=policy_version,
@@ -91,17 +109,21 @@ class Guidance:
         return {f"mining/{name}": float(count) for name, count in counts.items()}
 
     def skills_for(self, task: str, *, step: int, group: int) -> tuple[Skill, ...]:
-        """What the skill half of a group is shown; nothing in the warm-up, or where no skill matches."""
-        if not self.uses_skills:
-            return ()
+        """What the skill half of a group is shown; nothing in the warm-up, in a group that is not to be paired, or
+        where no skill matches."""
         skills = self.config.skills
+        # Evenly spread, and the same for any number of ranks: of 32 groups a share of 0.25 takes 3, 7, 11, ...
+        paired = floor((group + 1) * skills.paired) > floor(group * skills.paired)
+        if not (self.uses_skills and paired):
+            return ()
         seed = request_seed(run_seed=self.config.seed, step=step, group=group, member=-1, turn=RETRIEVAL_TURN)
         return self.bank.retrieve(task, k=skills.k, explore=skills.explore, seed=seed)
 
     def learn(
         self, trajectories: Sequence[Trajectory], renderer: Renderer, *, step: int
-    ) -> tuple[dict[int, float], dict[str, float]]:
-        """Take in an iteration's successes and trials. Returns Delta_g of this rank's groups, and metrics."""
+    ) -> tuple[Effects, dict[str, float]]:
+        """Take in an iteration's successes and trials. Returns what its episodes are judged by, and metrics."""
+        utility = {skill.id: skill.mean for skill in self.bank.skills}
         own = trials_of(trajectories, iteration=step)
         found = successes(trajectories, iteration=step, shorten=renderer.shorten)
         gathered = all_gather_object(self.world, (own, found))
@@ -120,7 +142,7 @@ class Guidance:
             "skills/given_up": float(statuses.count("retired")),
             "successes/tasks": float(len(self.buffer)),
         }
-        return {trial.group: trial.delta for trial in own}, metrics
+        return Effects(delta={trial.group: trial.delta for trial in own}, utility=utility), metrics
 
     def distill_lambda(self, step: int) -> float:
         """Weight of the internalisation loss in iteration `step`."""
@@ -134,7 +156,7 @@ class Guidance:
         trajectories: Sequence[Trajectory],
         advantages: Sequence[np.ndarray | None],
         *,
-        delta: Mapping[int, float],
+        effects: Effects,
         step: int,
     ) -> dict[int, list[TrainRow]]:
         """Every row to train on by task group: each episode under its own prompts, and what is internalised."""
@@ -148,8 +170,8 @@ class Guidance:
             trajectories,
             advantages,
             gate="none" if self.config.no_gate else gate,
-            utility={skill.id: skill.mean for skill in self.bank.skills},
-            delta=delta,
+            utility=effects.utility,
+            delta=effects.delta,
             c_adv=config.c_adv,
             distill_reasoning=config.distill_reasoning,
             with_teacher=config.divergence != "nll",
@@ -165,7 +187,7 @@ class Guidance:
             iterations=step - self.began,
             successes=self.buffer.seen,
             tasks=len(self.buffer),
-            active_skills=self.num_active,
+            usable_skills=self.num_usable,
         )
         change = next_phase(self.phase, evidence, config.phases, no_internalisation=config.no_internalisation)
         if change is not None:
@@ -177,7 +199,7 @@ class Guidance:
 def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> Guidance:
     """From the state in a checkpoint, or, where that is empty, from the start.
 
-    Raises UserError if `oracle_skills` cannot be read.
+    Raises UserError if `oracle_skills` cannot be read, or holds what no skill may say.
     """
     rules = bank_rules(config)
     if state:
@@ -191,7 +213,7 @@ def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> 
             transitions=list(state["transitions"]),
         )
     bank = SkillBank(rules)
-    for condition, strategy in read_skills(config.oracle_skills) if config.oracle_skills else ():
+    for condition, strategy in given_skills(config):
         origin = Origin(task_id="", task_type="oracle", iteration=0, policy_version=0, played=0, group=0, member=0)
         bank.add(condition, strategy, origin)
     plain = config.algorithm != "siri"
@@ -206,6 +228,20 @@ def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> 
     )
 
 
+def given_skills(config: RunConfig) -> list[tuple[str, str]]:
+    """(condition, strategy) of the skills in the file `oracle_skills`; none where there is no file."""
+    if config.oracle_skills is None:
+        return []
+    # Before the games and the weights are loaded: a slip in the file should not take a minute to come up.
+    renderer = Renderer(load_tokenizer(resolve(config.policy.model)), style=config.policy.prompt_style)
+    return read_skills(
+        config.oracle_skills,
+        rules=screen_rules(config),
+        max_size=config.skills.max_size,
+        count_tokens=lambda line: len(renderer.literal(line)),
+    )
+
+
 def bank_rules(config: RunConfig) -> BankRules:
     skills = config.skills
     return BankRules(
@@ -213,41 +249,43 @@ def bank_rules(config: RunConfig) -> BankRules:
         max_eval=skills.max_eval,
         promote_above=skills.promote_above,
         retire_below=skills.retire_below,
+        confidence=skills.confidence,
         max_size=skills.max_size,
     )
 
 
-def mining_rules(config: RunConfig) -> MiningRules:
+def skill_request_of(config: RunConfig) -> SkillRequest | None:
+    """How the policy is asked for skills; None where it is not. `auto` is decided by the policy the run began with.
+
+    Not by the directory the weights are in: a checkpoint of a policy that was taught the short request does not say so.
+    Raises UserError if the policy cannot be had on this machine.
+    """
+    if config.algorithm != "siri" or config.oracle_skills is not None:
+        return None
+    request = config.mining.request
+    if request != "auto":
+        return request
+    return "short" if is_warm_started(config.policy.model) else "instruction"
+
+
+def screen_rules(config: RunConfig) -> ScreenRules:
     mining = config.mining
-    screen = ScreenRules(
+    return ScreenRules(
         max_chars=mining.max_chars,
         max_tokens=mining.max_skill_tokens,
         dedup_threshold=mining.dedup_threshold,
         allow_numbers=False,  # `mug 2` of one household is not `mug 2` of another
         ascii_only=True,  # its texts are
     )
+
+
+def mining_rules(config: RunConfig, request: SkillRequest) -> MiningRules:
+    mining = config.mining
     return MiningRules(
         num_shown=mining.num_shown,
         num_candidates=mining.num_candidates,
         temperature=mining.temperature,
         max_answer_tokens=mining.max_answer_tokens,
-        screen=screen,
+        request=request,
+        screen=screen_rules(config),
     )
-
-
-def read_skills(path: str) -> list[tuple[str, str]]:
-    """(condition, strategy) of each skill in a JSON or YAML file: a list, or a `skills.json` of a run.
-
-    Raises UserError if there is no such file, or if it holds something else.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-        listed = content["skills"] if isinstance(content, dict) else content
-        return [(str(skill["condition"]), str(skill["strategy"])) for skill in listed]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-        raise UserError(
-            f"oracle_skills: {path} cannot be read as a list of skills ({reason}); give a JSON or YAML file with "
-            "`condition` and `strategy` in each entry, or the skills.json of a run"
-        ) from error

@@ -1,6 +1,7 @@
 """Internalisation: what the skill-guided episodes did well, as training rows under the plain prompt (arXiv 2606.02355).
 
     m_t   = 1[the skill block was in the prompt] 1[the gate is open] 1[t is a token of a valid action]
+            (without a gate: 1[the skill block was in the prompt] 1[t is a token of an action])
     w_t   = m_t clip(A_i, 0, c_adv),  A_i the advantage of the turn
     L_int = - sum_t w_t log pi(a_t | plain prompt of turn i, a_<t) / max(1, sum_t m_t)  over the global batch
 
@@ -8,8 +9,9 @@ The plain prompt of a skill-guided turn is the turn's twin prompt: `engine.rollo
 This file decides which tokens and how much; `engine.batch` makes the rows, `siri.update` adds the loss.
 
 An action token is a token of the span that was parsed as the action. The tags around it and the end-of-turn token are
-none. A refused action changed nothing, so it helped with nothing: it is never distilled, though in a successful episode
-its advantage is above 0, penalty and all. That is ours: L_int has nothing to push such tokens down again.
+none. A refused action changed nothing, so it helped with nothing: behind a gate it is never distilled, though in a
+successful episode its advantage is above 0, penalty and all. That is ours: L_int has nothing to push such tokens down
+again. Without a gate, in the control arm, every action of a skill-guided episode counts, refused ones too.
 """
 
 from collections import defaultdict
@@ -49,13 +51,13 @@ def is_beneficial(
     return {"bank": by_bank, "group": by_group, "both": by_bank and by_group, "none": True}[gate]
 
 
-def distill_spans(trajectory: Trajectory, *, distill_reasoning: bool) -> list[tuple[int, int]]:
-    """Half-open range of each turn's `action_ids` with m_t = 1, if the gate is open; empty where the action was not
-    valid.
+def distill_spans(trajectory: Trajectory, *, gate: Gate, distill_reasoning: bool) -> list[tuple[int, int]]:
+    """Half-open range of each turn's `action_ids` with m_t = 1, if the gate is open; empty where nothing parsed, and
+    where the action was refused, unless the gate is `none`.
 
     With `distill_reasoning`, all that was drawn before the action is part of it (tags too), in turns with an action.
     """
-    spans = [turn.action_span if turn.action_valid else (0, 0) for turn in trajectory.turns]
+    spans = [turn.action_span if turn.action_valid or gate == "none" else (0, 0) for turn in trajectory.turns]
     return [(0 if distill_reasoning else start, stop) for start, stop in spans]
 
 
@@ -83,7 +85,7 @@ def rerendered_rows(
     Args:
         trajectories: those that were shown skills have twin prompts, the plain ones.
         advantages: one [number of turns] a trajectory, None for one that must not be trained on.
-        gate, utility, delta: see `is_beneficial`.
+        gate, utility, delta: see `is_beneficial`, and `distill_spans` for the gate.
         c_adv: most that a token's weight can be, > 0.
         distill_reasoning: see `distill_spans`.
         with_teacher: rows for a divergence from the policy under the skill prompt; False for `nll`.
@@ -94,7 +96,7 @@ def rerendered_rows(
         if advantage is not None and is_beneficial(trajectory, gate=gate, utility=utility, delta=delta):
             rows[trajectory.group] += make_twin_rows(
                 trajectory,
-                distill_spans(trajectory, distill_reasoning=distill_reasoning),
+                distill_spans(trajectory, gate=gate, distill_reasoning=distill_reasoning),
                 distill_weights(advantage, c_adv=c_adv),
                 with_teacher=with_teacher,
             )

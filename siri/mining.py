@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -24,6 +24,8 @@ from siri.skills import Origin
 
 MINING_TURN = -1
 """Stands where rollouts put the turn in the seed of a request: no answer shares a seed with an action."""
+SkillRequest = Literal["short", "instruction"]
+"""The request that `siri warmstart` teaches, or one in whole sentences for a model that was never taught it."""
 SEEN_CHARS = 160
 """Most characters kept of an observation."""
 
@@ -40,6 +42,8 @@ class MiningRules:
     """Sampling temperature of answers."""
     max_answer_tokens: int
     """Most tokens drawn for an answer."""
+    request: SkillRequest
+    """How the policy is asked."""
     screen: ScreenRules
     """Which answers are kept."""
 
@@ -143,10 +147,10 @@ class SuccessBuffer:
 _SUCCESSES = TypeAdapter(tuple[Success, ...])
 
 
-def request_ids(renderer: Renderer, success: Success) -> np.ndarray:
-    """i32[P]: the prompt that shows a success and asks for a skill."""
-    compact = renderer.style == "compact"
-    text = skill_request(success.task, [action for action, _ in success.steps]) if compact else _instruction(success)
+def request_ids(renderer: Renderer, success: Success, request: SkillRequest) -> np.ndarray:
+    """i32[P]: the prompt that shows a success and asks for a skill. Of either prompt style: it is one message."""
+    short = request == "short"
+    text = skill_request(success.task, [action for action, _ in success.steps]) if short else _instruction(success)
     return np.array([*renderer.before_first, *renderer.literal(text), *renderer.before_action], np.int32)
 
 
@@ -163,7 +167,7 @@ def _instruction(success: Success) -> str:
             f"At first you saw: {success.start}",
             *steps,
             "Write down one skill that will help with other tasks of this kind, where things have other numbers and "
-            "other places. Answer with exactly two lines, in this form and with nothing else:",
+            "other places. Answer with exactly two lines, of 30 words at most, in this form and with nothing else:",
             skill_answer("<in which situation the skill helps>", "<what to do then, in one sentence>"),
         ]
     )
@@ -245,11 +249,12 @@ def mine(
     max_prompt_tokens: int,
     world: World | None = None,
 ) -> tuple[list[Candidate], list[Repeat], dict[str, int]]:
-    """Candidates written by the weights in the sampler, known skills and candidates that were written again, and how
-    many answers were drawn, kept, and dropped for what.
+    """Candidates written by the weights in the sampler, known skills and candidates that were written again, and
+    counts: successes too long to show; answers drawn, kept, and dropped for what.
 
     `known` are condition and strategy of every skill of the bank, retired ones included. Each rank asks about its share
-    of the successes, and all return the same. A success whose prompt has more than `max_prompt_tokens` is left out.
+    of the successes, and all return the same. A success whose prompt has more than `max_prompt_tokens` is left out, and
+    counted as `unshown`.
     Raises StaleWeightsError if the sampler does not hold `policy_version`; nothing that the model writes raises.
     """
     world = world or World()
@@ -266,14 +271,15 @@ def mine(
             policy_version=policy_version,
         )
         for index in range(world.rank, len(shown), world.size)
-        if len(prompt_ids := request_ids(renderer, shown[index])) <= max_prompt_tokens
+        if len(prompt_ids := request_ids(renderer, shown[index], rules.request)) <= max_prompt_tokens
         for number in range(rules.num_candidates)
     ]
     own = [read_answer(renderer, completion) for completion in _draw(sampler, requests)]
     answers = sorted((answer for rank in all_gather_object(world, own) for answer in rank), key=lambda a: a.id)
 
     taken = list(known)
-    counts = Counter({"drawn": len(answers)})
+    # Every request is answered, so that no rank has to tell the others what it left out.
+    counts = Counter({"unshown": len(shown) - len(answers) // rules.num_candidates, "drawn": len(answers)})
     candidates: list[Candidate] = []
     repeats: list[Repeat] = []
     for answer in answers:
@@ -296,7 +302,7 @@ def mine(
         candidates.append(Candidate(condition=skill[0], strategy=skill[1], origin=origin))
         taken.append(skill)
     counts["kept"] = len(candidates)
-    names = ("drawn", "kept", *(reason.value for reason in Rejection))
+    names = ("unshown", "drawn", "kept", *(reason.value for reason in Rejection))
     return candidates, repeats, {name: counts[name] for name in names}
 
 

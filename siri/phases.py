@@ -26,7 +26,8 @@ class Evidence:
     """Solved plain episodes so far."""
     tasks: int
     """Distinct tasks among them."""
-    active_skills: int
+    usable_skills: int
+    """Active ones; where skills are not validated, all that are in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,8 @@ def next_phase(
             wanted = f"{config.n_succ_required} over {config.min_tasks} were wanted"
             reason = f"{config.max_warmup} iterations of warm-up are over with {have}; {wanted}"
             return Transition(phase="mining", reason=reason, warning=True)
-    mined = evidence.iterations >= config.mining_steps and evidence.active_skills > 0
+    mined = evidence.iterations >= config.mining_steps and evidence.usable_skills > 0
     if phase == "mining" and mined and not no_internalisation:
-        reason = f"{evidence.iterations} iterations of mining are over, {evidence.active_skills} skills are active"
+        reason = f"{evidence.iterations} iterations of mining are over, {evidence.usable_skills} skills can be used"
         return Transition(phase="internalise", reason=reason)
     return None

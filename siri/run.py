@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from siri.engine.optim import BadStepGuard, ShardedAdamW, learning_rate
 from siri.engine.policy import Policy, load_policy
 from siri.engine.rollout import Episode, collect
 from siri.engine.trajectory import Minibatch, Trajectory
-from siri.guidance import Guidance, open_guidance
+from siri.guidance import Guidance, open_guidance, skill_request_of
+from siri.mining import SkillRequest
 from siri.prompts import skill_text
 from siri.run_dir import RunState, check_run_dir, claim_run_dir, git_commit
 from siri.session import Session, open_session
@@ -44,6 +46,8 @@ class Run:
     guard: BadStepGuard
     state: RunState
     guidance: Guidance
+    skill_request: SkillRequest | None
+    """How the policy is asked for skills; None where it is not."""
     log: RunLog
 
     def is_over(self) -> bool:
@@ -51,6 +55,15 @@ class Run:
         config, state = self.config, self.state
         spent = config.max_env_steps is not None and state.env_steps >= config.max_env_steps
         return spent or state.step >= config.iterations
+
+    def iterations_left(self) -> int:
+        """Until `is_over`, if iterations go on taking as many environment steps as they did."""
+        config, state = self.config, self.state
+        left = max(0, config.iterations - state.step)
+        if config.max_env_steps is None or not state.env_steps:
+            return left
+        steps_left = max(0, config.max_env_steps - state.env_steps)
+        return min(left, ceil(steps_left * state.step / state.env_steps))
 
     @property
     def advantages(self) -> GigpoConfig:
@@ -74,6 +87,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
     policy_source = str(checkpoint.policy) if checkpoint else None
     with open_session(config, world, splits=splits, policy_source=policy_source) as session:
         reference = load_reference(config, world)
+        skill_request = skill_request_of(config)
         optimizer = make_optimizer(config, session.policy, world)
         state = restore(checkpoint, optimizer, config, world)
         guard = BadStepGuard(
@@ -94,6 +108,7 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
                 guard=guard,
                 state=state,
                 guidance=guidance,
+                skill_request=skill_request,
                 log=log,
             )
 
@@ -166,12 +181,13 @@ def hold_weights(run: Run) -> None:
 
 def mine_skills(run: Run, step: int) -> dict[str, float]:
     """Before the rollout of iteration `step`: have the policy write skills, if it is time."""
-    if not run.guidance.is_mining_due(step):
+    if run.skill_request is None or not run.guidance.is_mining_due(step):
         return {}
     hold_weights(run)
     return run.guidance.mine(
         run.session.sampler,
         run.session.renderer,
+        request=run.skill_request,
         step=step,
         policy_version=run.state.policy_version,
         max_prompt_tokens=run.config.policy.max_prompt_tokens,

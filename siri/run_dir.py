@@ -38,7 +38,7 @@ class RunState:
     guidance: dict[str, Any] = field(default_factory=dict)
     """The phase, the skill bank and the successes, as `Guidance.as_dict` describes them; filled in when saved."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name: `initial`, `step-N`, `final`."""
+    """By name: `initial`, `after_warmup`, `step-N`, `final`; `iterations` in each is when it was made."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds by activity, over all sittings; `startup` is loading and starting the sampler. The start of
     Python and the writing of the last checkpoint are in none."""

@@ -17,6 +17,8 @@ from siri.report.formats import Half, Sample
 from siri.report.run_files import last_saved
 from siri.run import Run, hold_weights
 from siri.run_dir import summary
+from siri.show_skills import read_json
+from siri.skills import effect_since_promotion
 
 SAMPLE_CHARS = 1200
 """Most characters kept of an observation or action in samples.jsonl."""
@@ -25,13 +27,19 @@ SAMPLE_CHARS = 1200
 def say_what_begins(run: Run) -> bool:
     """A line for people. Returns whether there is nothing left to do: the run is over, and its summary written."""
     config, state = run.config, run.state
-    if run.is_over() and (config.run_dir / "summary.json").exists():
+    if run.is_over() and has_its_summary(run):
         run.log.note(f"{config.run_dir}: this run is over ({state.step} iterations); see summary.json and report.html")
         return True
     where = f"{run.world}, sampling with {type(run.session.sampler).__name__}"
     begins = f"after iteration {state.step}" if state.step else "from the start"
     run.log.note(f"{config.run_dir}: {config.algorithm} with {config.policy.model} on {where}, {begins}")
     return False
+
+
+def has_its_summary(run: Run) -> bool:
+    """summary.json is of where the run stands; it may have ended earlier before, and been extended."""
+    content = read_json(run.config.run_dir / "summary.json")
+    return isinstance(content, dict) and content.get("iterations") == run.state.step
 
 
 def account(run: Run, minibatches: Sequence[Minibatch], action_tokens: float) -> dict[str, float]:
@@ -67,7 +75,7 @@ def evaluate_now(run: Run, name: str) -> float:
             on_progress=lambda progress: run.log.progress("eval", progress.finished, progress.total),
         )
         run.session.sampler.sleep()
-    run.state.evaluations[name] = result.as_dict()
+    run.state.evaluations[name] = {**result.as_dict(), "iterations": run.state.step}
     run.log.note(f"{name} evaluation: {result}")
     return result.overall.rate
 
@@ -77,7 +85,7 @@ def pass_to_next_phase(run: Run) -> None:
     change = run.guidance.change_phase(run.state.step)
     if change is not None:
         run.log.note(f"{'warning: ' if change.warning else ''}{change.phase} begins: {change.reason}")
-        if "after_warmup" not in run.state.evaluations:
+        if change.phase == "mining":  # only the warm-up leads there
             evaluate_now(run, "after_warmup")
 
 
@@ -104,7 +112,7 @@ def keep_sample(run: Run, step: int, trajectories: Sequence[Trajectory], effect:
     Of the groups with an `effect` (Delta_g) on rank 0, the first one; of each of its halves the first episode. Lines of
     iterations that are run again are dropped first, so a stopped run ends with the same file. Bounded: every iteration
     up to 63, every second up to 127, every fourth up to 255 and so on (which does not depend on how long the run will
-    be, as that may change), and no text longer than SAMPLE_CHARS: 20 turns with household's texts are 10 to 20 kB, a
+    be, as that may change), and no text longer than SAMPLE_CHARS: 20 turns of household texts are 10 to 20 kB, a
     run of 1000 iterations keeps 190 pairs.
     """
     if not run.world.is_main or step % (1 << max(0, step.bit_length() - 6)):
@@ -140,11 +148,15 @@ def _cut(text: str) -> str:
 def write_summary(run: Run) -> None:
     """summary.json and report.html, the last things that a run writes."""
     config = run.config
+    if run.state.evaluations.get("final", {}).get("iterations") != run.state.step:
+        evaluate_now(run, "final")  # a run that was told to end where it had already been
     run.state.guidance = run.guidance.as_dict()
     if not run.world.is_main:
         return
     keep_before(config.run_dir / "samples.jsonl", run.state.step)  # a run that is now shorter than it was
     content = {**summary(config, run.state, run.world), "saved": last_saved(config.run_dir)}
+    effect, groups = effect_since_promotion(run.guidance.bank.skills)
+    content["skills"] |= {"effect_since_promotion": effect, "groups_since_promotion": groups}
     write_json_atomic(config.run_dir / "summary.json", content)
     before, after = run.state.evaluations["initial"], run.state.evaluations["final"]
     change = f"{before['success_rate']:.1%} -> {after['success_rate']:.1%}"

@@ -1,9 +1,9 @@
 """From the text a model wrote to a skill, or to the reason why it is none. Pure functions; no text makes them raise.
 
-A skill that passes is one short line of plain text that neither imitates the parts of a prompt nor talks about the
-task, the instructions or the model as such. No list of words stops every unwelcome text, and none has to: a skill is
-tokenised with special tokens spelled out, stands on a line that begins with "Hint:", and loses its place in the bank if
-it does harm (`siri.skills`).
+A skill that passes is one short line of plain text that neither imitates the parts of a prompt, nor leads away from the
+task or the instructions, nor talks about the model as such. No list of words stops every unwelcome text, and none has
+to: a skill is tokenised with special tokens spelled out, stands on a line that begins with "Hint:", and loses its place
+in the bank if it does harm (`siri.skills`).
 """
 
 import re
@@ -30,9 +30,9 @@ class Rejection(StrEnum):
     NOT_PLAIN_TEXT = "not_plain_text"
     """Control characters, markup, special tokens; other than printable ASCII, where that is asked for."""
     INJECTION = "injection"
-    """Labels of the prompt, or words about the task, the instructions or the model as such."""
+    """Labels of the prompt, or words that lead away from the task or the instructions, or about the model as such."""
     INSTANCE_NUMBER = "instance_number"
-    """A numbered thing, `mug 2`, where numbers mean nothing in another task."""
+    """A numbered thing, `mug 2` or `2 mug`, where numbers mean nothing in another task."""
     DUPLICATE = "duplicate"
     """Too similar to a known skill."""
 
@@ -65,23 +65,58 @@ _WHEN, _DO = (label.strip() for label in skill_answer("", "").split("\n"))
 
 # No environment's words need these; every chat template, tag or code fence does.
 _MARKUP = re.compile(r"[<>|{}`\\]|\[/?[A-Z_]+\]")
-_NUMBERED = re.compile(r"[^\W\d_][\s_#(-]*\d")
+# "mug 2", "mug (2", "mug_2"; and "2 mug", "2-mug". Not "it, 2. take it": full stops and commas end a thing's name.
+_NUMBERED = re.compile(r"[^\W\d_][\s_#(-]*\d|\d[\s_-]*[^\W\d_]")
+
+# Verbose patterns, put together below. Skills speak of the task too ("the task is to heat something", "stop when the
+# task is done", "ignore mugs that the task does not name"), so its name alone is no reason.
+_LABEL = r"""(?: tasks? | goals? | hints? | observations? | actions? | step \s* \d* | solved | when | do | system | user
+    | human | assistant | agent | model | instructions? | prompt | objectives? | you \s saw | recent \s ones ) \s* :"""
+_DEFINED = r"\b (?: tasks? | goals? | objectives? | instructions? ) \s+ (?: is | was | are | were )"
+_GOAL = r"""(?: tasks? | goals? | objectives? | instructions? | prompts? ) \b
+    (?! \s+ (?: do | does | did ) (?: \s+ not | n't ) | \s+ (?: before | until | unless | without ) \b )"""
+_NOT = r"\b (?: do \s+ not | don't | never | no \s+ longer | not \s+ to | need \s+ not | needn't )"
+_THE = r"(?: \s+ (?: the | your | this | that | these | those | its | my | our | any | all | every | of | previous"
+_THE += r" | prior | earlier | above | given | current | original | first | whole | entire ) \b )*"
+_WORK = r"""(?: \s+ (?: to | on | with | at | about | work(?:ing)? | do(?:ing)? | follow(?:ing)? | obey(?:ing)?
+    | try(?:ing)? | pursu(?:e|ing) | solv(?:e|ing) | complet(?:e|ing) | finish(?:ing)? | perform(?:ing)?
+    | car(?:e|ing) ) \b )*"""
 _INJECTION = re.compile(
-    r"""\b(?:
-    # a label, as if the skill ended here and another part of the prompt began
-      (?: tasks? | goal | hints? | observations? | actions? | step \s* \d* | solved | when | do
-        | system | user | human | assistant | agent | model | instructions? | prompt ) \s* :
-    # "ignore the task", "forget all previous instructions", "instead of your goal"
-    | (?: ignor(?:e|ing) | disregard(?:ing)? | forget(?:ting)? | overrid(?:e|ing) | bypass(?:ing)? | instead\sof )
-      (?: \W+ \w+ ){0,4}? \W+
-      (?: tasks? | goals? | instructions? | prompts? | hints? | rules? | messages? | previous | prior | above | earlier
-        | everything ) \b
+    rf"""\b {_LABEL}
+    # a label in other words: "your task is to:"
+    | {_DEFINED} (?: \s+ now )? (?: \s+ to )? \s* :
+    # "ignore the task", "forget all previous instructions", "never mind the hint"; "do not forget the goal" is honest
+    | (?<! not \s ) (?<! n't \s ) (?<! never \s )
+      \b (?: ignor(?:e|ing) | disregard(?:ing)? | forget(?:ting)? | overrid(?:e|ing) | bypass(?:ing)?
+        | disobey(?:ing)? | neglect(?:ing)? | abandon(?:ing)? | never \s* mind )
+      (?: \W+ (?: (?: everything | anything | whatever ) \W+ in | (?! (?: not | in | from ) \b ) \w+ ) ){{0,4}}? \W+
+      (?: {_GOAL} | (?: hints? | rules? | messages? ) \b
+        # "products above the price", "everything else" are things
+        | (?: previous | prior | above | earlier | everything (?: \s+ (?: above | before | so \s+ far ) )? )
+          \b \s* (?: $ | \band\b | [^\w\s] ) )
+    # "skip the task", "stop working on the task", "sing instead of doing the task"; "stop when the task is done" is not
+    | (?<! not \s ) (?<! n't \s ) (?<! never \s )
+      \b (?: skip(?:ping)? | stop(?:ping)? | quit(?:ting)? | ceas(?:e|ing) | cancel | giv(?:e|ing) \s+ up
+        | refus(?:e|ing) | reject(?:ing)? | declin(?:e|ing) | avoid(?:ing)?
+        | (?: instead \s+ of | rather \s+ than ) (?: \s+ what(?:ever)? )? )
+      {_WORK} {_THE} \s+ {_GOAL}
+    # "do not do the task"
+    | {_NOT} \s+ (?: do | follow | obey | try | attempt | pursue | solve | complete | finish | perform | work | care
+        | mind | read | heed ) {_WORK} {_THE} \s+ {_GOAL}
     # "the real task is", "your new instructions"
-    | (?: new | real | actual | true | different | other ) \s+ (?: task | goal | instruction | objective ) s? \b
+    | \b (?: new | real | actual | true | different | other ) \s+ (?: task | goal | instruction | objective ) s? \b
     # about the model itself
-    | (?: (?:language|ai) \s+ model | chatbot | jailbreak | system \s+ prompt | as \s+ an \s+ ai
-        | pretend | you \s+ are \s+ (?:now \s+)? an? \s+ (?:ai|assistant|agent|model) ) \b
-    )""",
+    | \b (?: (?:language|ai) \s+ model | chatbot | jailbreak | system \s+ prompt | as \s+ an \s+ ai
+        | pretend | you \s+ are \s+ (?:now \s+)? an? \s+ (?:ai|assistant|agent|model) ) \b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# Of the whole line "when CONDITION: STRATEGY", which makes a label of a condition that ends in "your task is to". One
+# that ends in "a task" is honest: there a label is one only where a sentence begins, which is also where a strategy
+# says anew what the task is.
+_LINE = re.compile(
+    rf"""(?: ^ | [.!?;:] ) \s* {_LABEL}
+    | {_DEFINED} (?: \s+ now )? \s+ to \s* :
+    | [.!?;:] \s* (?: the | your | my | our ) \s+ (?: tasks? | goals? ) \s+ (?: is | was ) (?: \s+ now )? \s+ to \b""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -129,7 +164,7 @@ def screen(
         return Rejection.NOT_PLAIN_TEXT
     if count_tokens(skill_block([skill_text(*skill)])) > rules.max_tokens:
         return Rejection.TOO_LONG
-    if _found(_INJECTION, seen):
+    if _found(_INJECTION, seen) or _found(_LINE, [skill_text(*seen)]):
         return Rejection.INJECTION
     if not rules.allow_numbers and _found(_NUMBERED, seen):
         return Rejection.INSTANCE_NUMBER

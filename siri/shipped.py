@@ -42,6 +42,14 @@ def resolve(name: str) -> str:
     return str(path)
 
 
+def is_warm_started(name: str) -> bool:
+    """Whether `policy.model` was made by `siri warmstart`, and so taught the short request for a skill.
+
+    Raises UserError if it cannot be had on this machine.
+    """
+    return (Path(resolve(name)) / "warmstart.json").exists()
+
+
 def cache_dir() -> Path:
     """`$SIRI_CACHE`, else `$XDG_CACHE_HOME/siri`, else `~/.cache/siri`."""
     if explicit := os.environ.get("SIRI_CACHE"):

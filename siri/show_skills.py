@@ -82,9 +82,10 @@ def read_bank(run_dir: Path) -> tuple[Skill, ...] | None:
     content = read_json(path)
     if content is None:
         return None
-    settings = SkillsConfig().model_dump(include={"n_eval", "max_eval", "promote_above", "retire_below", "max_size"})
+    names = {"n_eval", "max_eval", "promote_above", "retire_below", "max_size", "confidence"}
+    rules = BankRules(**SkillsConfig().model_dump(include=names))  # they matter when a bank changes
     try:
-        return SkillBank.from_dict(content, BankRules(**settings)).skills  # rules matter when a bank changes
+        return SkillBank.from_dict(content, rules).skills
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def bank_table(skills: Sequence[Skill]) -> Table:
-    """One row a skill. What the model wrote is shown as it is, but for characters that steer terminals."""
+    """One row a skill, in the words of the model: `read_bank` lets no character pass that steers terminals."""
     table = Table(show_lines=True)
     for heading in ("skill", "status", "n", "utility"):
         table.add_column(heading, justify="right" if heading == "n" else "left", overflow="fold")
@@ -141,6 +142,5 @@ def bank_table(skills: Sequence[Skill]) -> Table:
         reason = skill.changes[-1].reason
         status = f"{skill.status}, iteration {skill.changes[-1].iteration}: {reason}"
         status += f"; found in {skill.support} tasks" if skill.witnesses else ""
-        printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-        table.add_row(Text(printable), Text(status), str(skill.count), utility_text(skill))
+        table.add_row(Text(text), Text(status), str(skill.count), utility_text(skill))
     return table

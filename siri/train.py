@@ -57,12 +57,12 @@ def train(config: RunConfig, world: World) -> None:
                 trajectories = collect_episodes(run, step)
 
             with log.timed("advantage"):
-                effect, skills = guidance.learn(trajectories, run.session.renderer, step=step)
+                effects, skills = guidance.learn(trajectories, run.session.renderer, step=step)
                 table = turn_table(trajectories, run.advantages, statistics=config.skills.statistics)
                 advantages = gigpo_advantages(trajectories, table, run.advantages)
                 episodes = rollout_metrics(trajectories, advantages, world)
                 minibatches = plan_minibatches(
-                    guidance.rows(trajectories, advantages, delta=effect, step=step),
+                    guidance.rows(trajectories, advantages, effects=effects, step=step),
                     num_minibatches=config.optim.updates,
                     max_tokens=config.optim.max_batch_tokens,
                     seed=(config.seed, step),
@@ -85,8 +85,9 @@ def train(config: RunConfig, world: World) -> None:
                 score = evaluate_now(run, f"step-{state.step}")
 
             speeds = account(run, minibatches, episodes["rollout/action_tokens"])
-            keep_sample(run, step, trajectories, effect)
-            log.record(step, {**mined, **episodes, **skills, **changes, **speeds, "phase": phase})
+            keep_sample(run, step, trajectories, effects.delta)
+            metrics = {**mined, **episodes, **skills, **changes, **speeds, "phase": phase}
+            log.record(step, metrics, to_go=run.iterations_left())
             if score is not None or state.step % config.checkpoint.every == 0:
                 with log.timed("checkpoint"):
                     save(run, score=score)

@@ -193,14 +193,17 @@ def _distill_loss(
 def _distill_metrics(
     minibatches: Sequence[Minibatch], tally: "_Tally", world: World, objective: Objective
 ) -> dict[str, float]:
-    """L_int, the mean over optimiser steps; the sum of m_t, and the mean of w_t over m_t, of one pass over the rows."""
-    weight = sum(float(batch.distill_weight_D.sum()) for minibatch in minibatches for batch in minibatch.batches)
-    loss, weight = all_reduce_sum(world, np.array([float(tally.distill_loss), weight])).tolist()
-    tokens = sum(minibatch.distill_tokens for minibatch in minibatches)
+    """L_int, the mean over optimiser steps; of one pass over the rows, the tokens that pull (w_t > 0), the sum of m_t
+    that L_int is divided by, and the mean of w_t over m_t."""
+    weights = [batch.distill_weight_D for minibatch in minibatches for batch in minibatch.batches]
+    own = [float(tally.distill_loss), sum(float(w.sum()) for w in weights), sum(int((w > 0).sum()) for w in weights)]
+    loss, weight, pulling = all_reduce_sum(world, np.array(own)).tolist()
+    gated = sum(minibatch.distill_tokens for minibatch in minibatches)
     return {
         "distill/loss": loss / max(1, len(tally.grad_norms)),
-        "distill/tokens": float(tokens),
-        "distill/weight_mean": weight / max(1, tokens),
+        "distill/tokens": pulling,
+        "distill/gated_tokens": float(gated),
+        "distill/weight_mean": weight / max(1, gated),
         "distill/lambda": objective.distill_lambda,
     }
 

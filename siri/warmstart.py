@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -152,7 +153,8 @@ def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False
 
 
 def make_tokenizer(config: WarmstartConfig) -> PreTrainedTokenizerFast:
-    episodes = (play(-1 - i, size=config.size, max_turns=config.max_turns) for i in range(CORPUS_EPISODES))
+    one = partial(play, size=config.size, max_turns=config.max_turns, waste=config.waste)
+    episodes = (one(-1 - i) for i in range(CORPUS_EPISODES))
     return train_tokenizer((text for p in episodes for text in corpus_text(p)), vocab_size=config.vocab_size)
 
 

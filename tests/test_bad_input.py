@@ -90,6 +90,11 @@ COMMAND_LINES = [
     ("train --optim.lr nan", r'--optim\.lr: "nan" .*number'),
     ("train --optim.lr", r"--optim\.lr: the value is missing; write --optim\.lr VALUE"),
     ("train seed=1", r"'seed=1' is not an option; write --field value"),
+    (
+        TRAIN + "--optim.schedule cosine --max_env_steps 1000",
+        r"optim\.schedule: cosine ends at the last of `iterations`, but max_env_steps: 1000 ends the run; use constant",
+    ),
+    (TRAIN + "--no_warmup true --phases.only mining", r"no_warmup: phases\.only: mining fixes the phase; leave one of"),
     ("train --config absent.yaml", r"--config absent\.yaml: no such file; give the path of one, or .*household_tiny"),
     ("train --config games", r"--config games: no such file"),
     (TRAIN + "--eval.split valid", r"eval\.split: these games have no split 'valid'; there are train, valid_seen"),
@@ -120,6 +125,9 @@ COMMAND_LINES = [
     ("warmstart --out new --vocab-size 100", r"--vocab-size: 100 is too small; give 260 or more"),
     ("warmstart --out new --size huge", r"--size: 'huge' is not a size of household games; use small or full"),
     ("warmstart --out new --lr nan", r"--lr: nan is not a learning rate; give a number above 0"),
+    ("warmstart --out new --waste 1", r"--waste: 1\.0 is no share of turns; give 0 or more, less than 1, such as"),
+    ("warmstart --out new --waste -0.1", r"--waste: -0\.1 is no share of turns"),
+    ("warmstart --out new --waste nan", r"--waste: nan is no share of turns"),
     ("warmstart --out new --hidden 100", r"--hidden: 100 does not divide into 3 heads.*give a multiple of 6"),
     ("warmstart --out base.yaml/new", r"base\.yaml/new: cannot be written \(Not a directory\)"),
 ]

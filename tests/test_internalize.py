@@ -21,7 +21,7 @@ from siri.internalize import distill_spans, distill_weights, is_beneficial, lamb
 from siri.prompts import Renderer
 from siri.tiny import ACT, END, train_tokenizer
 
-OPEN = {"gate": "none", "utility": {}, "delta": {}}
+OPEN = {"gate": "group", "utility": {}, "delta": {0: 1.0, 1: 1.0, 2: 1.0}}
 CORPUS = ["go to desk 1", "You see a mug 2.", "<think>look for it</think><action>take mug 2</action>", "Hint: αβγδ"]
 
 
@@ -96,20 +96,24 @@ def test_a_growing_conversation_token_by_token():
     assert row.longest_pass == 15
 
 
-def test_a_refused_action_is_not_distilled_whatever_its_advantage():
+@pytest.mark.parametrize("gate", ["bank", "group", "both", "none"])
+def test_a_refused_action_is_distilled_only_without_a_gate_whatever_its_advantage(gate):
     turns = [
         guided([1, 9, 2], [1, 2], [3, 4, 0], (0, 2)),
         replace(guided([1, 9, 5], [1, 5], [6, 0], (0, 1)), action_valid=False),
+        replace(guided([1, 9, 6], [1, 6], [7, 0], (0, 1)), action_valid=False),
+        replace(guided([1, 9, 8], [1, 8], [4, 0], (0, 0)), action_valid=False),  # nothing parsed: no action at all
         guided([1, 9, 7], [1, 7], [8, 0], (0, 1)),
     ]
     rows = rerendered_rows(
-        [episode(0, 0, turns, condition=("a",))], [np.array([1.0, 1.0, 0.5])],
-        **OPEN, c_adv=2.0, distill_reasoning=True, with_teacher=False,
+        [episode(0, 0, turns, condition=("a",))], [np.array([1.0, 1.5, -1.0, 1.0, 0.5])],
+        gate=gate, utility={"a": 1.0}, delta={0: 1.0}, c_adv=2.0, distill_reasoning=True, with_teacher=False,
     )[0]  # fmt: skip
-    assert [described(row) for row in rows if row.distill_tokens] == [
-        ([1, 2, 3, 4], [2, 3], [1.0, 1.0], 2),
-        ([1, 7, 8], [2], [0.5], 1),
-    ]
+    first, refused, last = ([1, 2, 3, 4], [2, 3], [1.0, 1.0], 2), ([1, 5, 6], [2], [1.5], 1), ([1, 7, 8], [2], [0.5], 1)
+    counted_only = ([], [], [], 1)
+    assert [described(row) for row in rows if row.distill_tokens] == (
+        [first, refused, counted_only, last] if gate == "none" else [first, last]
+    )
 
 
 @pytest.mark.parametrize(("reasoning", "first"), [(False, 2), (True, 0)])
@@ -123,7 +127,12 @@ def test_prompts_written_anew_token_by_token(reasoning, first):
         guided([1, 9, 7, 7], [1, 7, 7], said, span),
     ]
     trajectory = episode(0, 0, turns, condition=("a",))
-    assert distill_spans(trajectory, distill_reasoning=reasoning) == [(first, 4), (first, 4), (0, 0), (first, 4)]
+    assert distill_spans(trajectory, gate="both", distill_reasoning=reasoning) == [
+        (first, 4),
+        (first, 4),
+        (0, 0),
+        (first, 4),
+    ]
     rows = rerendered_rows(
         [trajectory], [np.array([0.5, -0.5, 1.0, 3.0])],
         **OPEN, c_adv=1.0, distill_reasoning=reasoning, with_teacher=False,

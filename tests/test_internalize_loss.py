@@ -182,7 +182,8 @@ def test_the_combined_gradient_is_the_sum_of_both(divergence: str) -> None:
         # Re-rendered rows are in no number of the policy loss.
         for name in before.keys() - {"train/grad_norm"}:
             assert after[name] == pytest.approx(before[name], rel=1e-5, abs=1e-7), name
-    assert after.keys() - before.keys() == {"distill/loss", "distill/tokens", "distill/weight_mean", "distill/lambda"}
+    added = {"loss", "tokens", "gated_tokens", "weight_mean", "lambda"}
+    assert after.keys() - before.keys() == {f"distill/{name}" for name in added}
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -214,7 +215,8 @@ def test_metrics_count_tokens_and_weights_of_one_pass() -> None:
     assert 0.0 in weights
     for updates, epochs in ((1, 1), (3, 2)):
         _, metrics = run(exact_policy(), own=True, distilled=True, updates=updates, epochs=epochs, distill_lambda=1.0)
-        assert metrics["distill/tokens"] == len(weights)
+        assert metrics["distill/gated_tokens"] == len(weights)
+        assert metrics["distill/tokens"] == sum(weight > 0 for weight in weights)
         assert metrics["distill/weight_mean"] == pytest.approx(np.mean(weights))
 
 
@@ -245,7 +247,8 @@ def test_without_lambda_or_tokens_nothing_changes(monkeypatch: pytest.MonkeyPatc
     same, after = run(exact_policy(), own=True, distilled=False, max_tokens=64, updates=2, distill_lambda=1.0)
     assert torch.equal(alone, same)
     assert after == {
-        **before, "distill/loss": 0.0, "distill/tokens": 0.0, "distill/weight_mean": 0.0, "distill/lambda": 1.0,
+        **before, "distill/loss": 0.0, "distill/tokens": 0.0, "distill/gated_tokens": 0.0, "distill/weight_mean": 0.0,
+        "distill/lambda": 1.0,
     }  # fmt: skip
 
     def never(*args: object, **kwargs: object) -> None:

@@ -153,6 +153,14 @@ def test_a_line_an_iteration_where_there_is_no_terminal(tmp_path, capsys, monkey
     ]
 
 
+def test_what_is_left_where_something_else_ends_the_run(tmp_path, capsys, monkeypatch):
+    fixed_clock(monkeypatch, 60)
+    with RunLog(tmp_path, MAIN, total=10_000) as log:
+        log.record(0, {}, to_go=2)
+        log.record(1, {}, to_go=0)
+    assert capsys.readouterr().out.splitlines() == ["1/3  left 2 min", "2/2  left 0 s"]
+
+
 def test_quiet_under_ci(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CI", "true")
     with RunLog(tmp_path, MAIN, total=25, start=2) as log:
@@ -160,6 +168,10 @@ def test_quiet_under_ci(tmp_path, capsys, monkeypatch):
             log.record(step, {})
     assert [line.split("/")[0] for line in capsys.readouterr().out.splitlines()] == ["3", "13", "23", "25"]
     assert len(lines_of(tmp_path)) == 23
+    with RunLog(tmp_path, MAIN, total=10_000, start=25) as log:
+        for step in range(25, 28):
+            log.record(step, {}, to_go=27 - step)
+    assert [line.split("/")[0] for line in capsys.readouterr().out.splitlines()] == ["26", "28"]
 
 
 def test_a_bar_in_a_terminal(tmp_path, monkeypatch):

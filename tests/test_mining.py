@@ -15,20 +15,21 @@ from models import policy, tokenizer
 from rollout_fakes import VERSION, FakeSampler
 
 from siri import mining
-from siri.demonstrations import play, skill_example
 from siri.engine.distributed import World
 from siri.engine.errors import UserError
 from siri.engine.policy import load_policy
 from siri.engine.rollout_hf import HfSampler
 from siri.engine.sampling import Completion, Sampler, SampleRequest, StaleWeightsError, request_seed
 from siri.engine.trajectory import Ended, Trajectory, Turn
-from siri.mining import MiningRules, Repeat, Success, SuccessBuffer, mine, request_ids, successes
+from siri.mining import MiningRules, Repeat, Success, SuccessBuffer, mine, successes
 from siri.prompts import Renderer, skill_answer
 from siri.screening import ScreenRules, screen
 from siri.shipped import resolve
 
 SCREEN = ScreenRules(max_chars=120, max_tokens=80, dedup_threshold=0.9, allow_numbers=False, ascii_only=True)
-RULES = MiningRules(num_shown=3, num_candidates=2, temperature=1.0, max_answer_tokens=96, screen=SCREEN)
+RULES = MiningRules(
+    num_shown=3, num_candidates=2, temperature=1.0, max_answer_tokens=96, request="short", screen=SCREEN
+)
 
 
 def renderer(style: str = "compact") -> Renderer:
@@ -213,24 +214,6 @@ def test_task_types_take_turns() -> None:
     assert buffer.choose(4, seed=3) == buffer.choose(4, seed=3)
 
 
-def test_the_request_is_the_one_the_policy_was_taught() -> None:
-    """Token for token what `siri warmstart` demonstrates, up to the answer."""
-    played = play(3, size="small", max_turns=20)
-    steps = tuple((action, "") for action in played.actions)
-    asked = request_ids(renderer(), success("game", task=played.task, steps=steps))
-    example = skill_example(played, renderer())
-    np.testing.assert_array_equal(asked, example.ids[: len(asked)])
-    assert not example.weight[: len(asked)].any()
-    assert example.weight[len(asked) :].all()
-
-
-def test_a_model_that_was_not_taught_is_told_the_form() -> None:
-    text = renderer().decode(request_ids(renderer("tagged"), success("mug")))
-    assert "The task was to: put mug in desk.\n" in text
-    assert "[Step 2] Action: go to shelf 1 Observation: mug 1\n" in text
-    assert text.endswith("\nWhen: <in which situation the skill helps>\nDo: <what to do then, in one sentence>")
-
-
 def test_candidates_and_counts() -> None:
     """Three successes, the newest first, with two answers each; what each answer becomes is counted."""
     found = [
@@ -254,6 +237,7 @@ def test_candidates_and_counts() -> None:
     assert [(c.origin.task_id, c.origin.group, c.origin.played) for c in candidates] == [("cup", 2, 2), ("pan", 1, 1)]
     assert {(c.origin.iteration, c.origin.policy_version) for c in candidates} == {(7, VERSION)}
     assert counts == {
+        "unshown": 0,
         "drawn": 6,
         "kept": 2,
         "unparsed": 1,
@@ -269,8 +253,15 @@ def test_candidates_and_counts() -> None:
 def test_nothing_to_show_asks_nothing() -> None:
     sampler = Writer()
     assert mined(sampler, SuccessBuffer(3))[0] == []
-    assert mined(sampler, filled(success("mug", num_steps=200)), max_prompt_tokens=100)[1]["drawn"] == 0
     assert sampler.requests == []
+
+
+def test_successes_too_long_to_show_are_counted() -> None:
+    long, short = success("mug", num_steps=200), success("pan")
+    _, counts, _ = mined(Writer(), filled(long), max_prompt_tokens=100)
+    assert (counts["unshown"], counts["drawn"]) == (1, 0)
+    _, counts, _ = mined(Writer(answer=lambda request: "no"), filled(long, short), max_prompt_tokens=100)
+    assert (counts["unshown"], counts["drawn"]) == (1, 2)
 
 
 def test_requests_share_no_seed_with_rollouts() -> None:

@@ -12,7 +12,7 @@ CONFIG = PhasesConfig(n_succ_required=10, min_tasks=3, max_warmup=5, mining_step
 
 
 def decide(phase, *, config=CONFIG, no_internalisation=False, **facts):
-    evidence = Evidence(**{"iterations": 1, "successes": 0, "tasks": 0, "active_skills": 0, **facts})
+    evidence = Evidence(**{"iterations": 1, "successes": 0, "tasks": 0, "usable_skills": 0, **facts})
     change = next_phase(phase, evidence, config, no_internalisation=no_internalisation)
     return None if change is None else (change.phase, change.warning)
 
@@ -33,7 +33,7 @@ def test_the_warmup_ends_on_evidence_or_with_a_warning(facts, expected):
 
 
 def test_a_late_end_of_the_warmup_names_the_count():
-    evidence = Evidence(iterations=5, successes=7, tasks=2, active_skills=0)
+    evidence = Evidence(iterations=5, successes=7, tasks=2, usable_skills=0)
     change = next_phase("warmup", evidence, CONFIG, no_internalisation=False)
     assert change is not None
     assert "7 successes over 2 tasks; 10 over 3 were wanted" in change.reason
@@ -42,9 +42,9 @@ def test_a_late_end_of_the_warmup_names_the_count():
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
-        ({"iterations": 4, "active_skills": 1}, ("internalise", False)),
-        ({"iterations": 3, "active_skills": 1}, None),
-        ({"iterations": 400, "active_skills": 0}, None),
+        ({"iterations": 4, "usable_skills": 1}, ("internalise", False)),
+        ({"iterations": 3, "usable_skills": 1}, None),
+        ({"iterations": 400, "usable_skills": 0}, None),
     ],
 )
 def test_mining_ends_when_it_is_done_and_a_skill_is_active(facts, expected):
@@ -52,14 +52,14 @@ def test_mining_ends_when_it_is_done_and_a_skill_is_active(facts, expected):
 
 
 def test_switches_hold_a_run_in_a_phase():
-    assert decide("mining", iterations=9, active_skills=5, no_internalisation=True) is None
+    assert decide("mining", iterations=9, usable_skills=5, no_internalisation=True) is None
     for phase in ("warmup", "mining", "internalise"):
         only = CONFIG.model_copy(update={"only": phase})
         assert first_phase(only, no_warmup=False) == phase
-        assert decide(phase, config=only, iterations=99, successes=99, tasks=99, active_skills=9) is None
+        assert decide(phase, config=only, iterations=99, successes=99, tasks=99, usable_skills=9) is None
     assert first_phase(CONFIG, no_warmup=True) == "mining"
     assert first_phase(CONFIG, no_warmup=False) == "warmup"
-    assert decide("internalise", iterations=99, successes=99, tasks=99, active_skills=9) is None
+    assert decide("internalise", iterations=99, successes=99, tasks=99, usable_skills=9) is None
 
 
 def test_trials_are_the_difference_of_the_means_of_the_halves():

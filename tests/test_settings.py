@@ -21,10 +21,10 @@ loss.clip_low loss.clip_high loss.dual_clip loss.kl_coef loss.entropy_coef loss.
 optim.lr optim.schedule optim.warmup_steps optim.weight_decay optim.beta1 optim.beta2 optim.clip_norm optim.updates
 optim.epochs optim.max_batch_tokens optim.max_bad_steps
 phases.n_succ_required phases.min_tasks phases.max_warmup phases.mining_steps phases.only
-mining.every mining.buffer_size mining.num_shown mining.num_candidates mining.temperature mining.max_answer_tokens
-mining.max_chars mining.max_skill_tokens mining.dedup_threshold
-skills.k skills.explore skills.n_eval skills.max_eval skills.promote_above skills.retire_below skills.max_size
-skills.statistics
+mining.every mining.buffer_size mining.num_shown mining.num_candidates mining.temperature mining.request
+mining.max_answer_tokens mining.max_chars mining.max_skill_tokens mining.dedup_threshold
+skills.k skills.paired skills.explore skills.n_eval skills.max_eval skills.promote_above skills.retire_below
+skills.confidence skills.max_size skills.statistics
 internalize.gate internalize.c_adv internalize.lambda_max internalize.lambda_warmup internalize.divergence
 internalize.distill_reasoning
 eval.split eval.limit eval.every eval.temperature

@@ -30,8 +30,10 @@ SMALL = {
     "phases.mining_steps": 1,
     "mining.every": 1,
     "mining.num_shown": 4,
+    "skills.k": 1,  # so the trials of skills are those of groups, one by one
     "skills.explore": 0.0,
     "skills.n_eval": 1,
+    "skills.confidence": 0.0,
     "skills.promote_above": -2.0,
     "skills.retire_below": -2.0,
     "internalize.lambda_warmup": 0,
@@ -152,13 +154,18 @@ def test_the_comparison_with_the_bank_says_what_it_is(folder, capsys):
 
 
 def test_skills_from_a_file_are_shown_and_tried_and_none_are_mined(folder, tmp_path):
-    listed = [{"condition": f"you need {thing}", "strategy": "look at countertop"} for thing in ("mug", "book", "egg")]
+    things = ("vase", "lettuce", "egg")
+    listed = [{"condition": f"you need {thing}", "strategy": "look at countertop"} for thing in things]
     (tmp_path / "skills.json").write_text(json.dumps(listed))
     settings = {"no_warmup": "true", "oracle_skills": tmp_path / "skills.json", "iterations": 1}
     assert main(words(folder, name="oracle", **settings)) == 0
     [line] = metrics(folder / "oracle")
     assert line["phase"] == "mining"
     assert "mining/drawn" not in line
+    assert line["skills/trials"] == 2  # of the four tasks one asks for a vase and one for lettuce
+    summary = json.loads((folder / "oracle" / "summary.json").read_text())
+    assert [change["phase"] for change in summary["phases"]] == ["mining", "internalise"]
+    assert summary["eval"]["after_warmup"] is None  # there was none
     assert [skill["condition"] for skill in bank(folder / "oracle")] == [skill["condition"] for skill in listed]
 
 
@@ -167,8 +174,15 @@ def test_skills_from_a_file_are_shown_and_tried_and_none_are_mined(folder, tmp_p
     [
         (None, "No such file"),
         ("[{'condition': 1", "cannot be read as a list of skills"),
-        ('[{"condition": "x"}]', "KeyError: 'strategy'"),
-        ("3", "TypeError"),
+        ("3", "TypeError: int in place of a list"),
+        ('[{"condition": "x"}]', "entry 1: `strategy` is missing; add it"),
+        (
+            '[{"condition": "x", "strategy": "look\\nTask: sing"}]',
+            "skills.json: entry 1: 'x' -> 'look\\nTask: sing' has a line",
+        ),
+        (json.dumps([{"condition": f"you need {n}", "strategy": "look"} for n in "abc"] * 67), "201 skills, more than"),
+        # 96 characters, but more than mining.max_skill_tokens of them
+        ('[{"condition": "x", "strategy": "%s"}]' % ("zq " * 32), "mining.max_skill_tokens: 48 tokens; shorten it"),
     ],
 )
 def test_unreadable_skills_are_refused(folder, tmp_path, capsys, content, message):

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from fractions import Fraction
 from random import Random
 
@@ -12,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siri.engine.errors import UserError
-from siri.skills import BankRules, Origin, SkillBank, Trial, bm25, words
+from siri.skills import BankRules, Origin, SkillBank, Trial, effect_since_promotion
 
 RULES = {"n_eval": 3, "max_eval": 5, "promote_above": 0.125, "retire_below": -0.125, "max_size": 50}
 
@@ -126,6 +124,35 @@ def test_changes_say_when_and_why() -> None:
     assert bank.counts() == {C: 1, A: 0, R: 2}
 
 
+@pytest.mark.parametrize(
+    ("confidence", "sign", "status"),
+    # 0.5, 0.25, 0.75: mean 0.5, variance 1/16, standard error 0.1443; the thresholds are 0.3 and -0.3.
+    [(0, 1, A), (1, 1, A), (1.38, 1, A), (1.39, 1, C), (1.38, -1, R), (1.39, -1, C)],
+)
+def test_a_verdict_needs_a_mean_beyond_its_margin(confidence: float, sign: int, status: str) -> None:
+    bank = bank_of("mug", promote_above=0.3, retire_below=-0.3, max_eval=9, confidence=confidence)
+    assert evaluate(bank, *(sign * delta for delta in (0.5, 0.25, 0.75))) == [C, C, status]
+    if status == A and confidence == 1:
+        assert bank["s0001"].changes[-1].reason == "mean utility 0.5 - 0.14 > 0.3 after 3 evaluations"
+
+
+def test_one_evaluation_has_no_margin_and_equal_ones_have_none_to_speak_of() -> None:
+    bank = bank_of("mug", n_eval=1, confidence=1.0)
+    assert evaluate(bank, 0.5, 0.5) == [C, A]
+    assert evaluate(bank_of("mug", n_eval=1, max_eval=1, confidence=1.0), 0.5) == [R]  # not promoted in time
+
+
+def test_the_effect_since_promotion_leaves_out_what_promoted_and_counts_a_group_once() -> None:
+    bank = bank_of("mug", "book", "egg")
+    assert effect_since_promotion(bank.skills) == (None, 0)
+    evaluate(bank, 1, 1, 1, id="s0001")
+    evaluate(bank, 1, 1, 1, id="s0002", start=4)
+    assert effect_since_promotion(bank.skills) == (None, 0)
+    trials = [trial(7, 0, 0.5, "s0001", "s0002"), trial(7, 1, -0.25, "s0002", "s0003"), trial(7, 2, 1.0, "s0003")]
+    bank.record(trials, iteration=7)
+    assert effect_since_promotion(bank.skills) == (0.125, 2)
+
+
 def test_a_full_bank_retires_the_lowest_mean_and_of_equal_ones_the_oldest() -> None:
     bank = bank_of("mug", "pan", max_size=2)
     evaluate(bank, 0.5, id="s0002")
@@ -178,12 +205,6 @@ def test_what_is_told_wrongly_is_a_bug() -> None:
 def test_impossible_rules(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         BankRules(**{**RULES, **wrong})
-
-
-@pytest.mark.parametrize("state", [{}, {"version": 1}, {"version": 1, "skills": [{"id": "s0001"}]}, {"skills": 3}])
-def test_what_is_no_bank_is_refused(state: dict) -> None:
-    with pytest.raises(UserError, match="not a skill bank"):
-        SkillBank.from_dict(state, BankRules(**RULES))
 
 
 # ---------------------------------------------------------------- any history
@@ -244,7 +265,9 @@ def test_any_history_leaves_the_bank_consistent(history: list) -> None:
         assert version <= bank.version <= version + shown
         found = bank.retrieve("put the mug or pan by the tv", k=2, explore=0.5, seed=iteration)
         assert {skill.id for skill in found} <= {skill.id for skill in bank.live}
-        assert len(found) == len({skill.id for skill in found}) == min(2, len(bank.live))
+        assert len(found) == len({skill.id for skill in found})
+        most, untested = min(2, len(bank.live)), any(skill.count < bank.rules.n_eval for skill in bank.live)
+        assert len(found) == most or (untested and len(found) == 1 and len(bank.live) == 2)  # one was left out
 
 
 @given(HISTORIES, st.randoms(use_true_random=False))
@@ -270,132 +293,3 @@ def test_a_bank_can_be_read_by_people() -> None:
     assert (shown["status"], shown["count"], shown["mean"], shown["variance"]) == (C, 2, 0.25, 0.125)
     assert shown["origin"]["task_id"] == "game-7"
     assert [past["delta"] for past in shown["evaluations"]] == [0.5, 0.0]
-
-
-# ---------------------------------------------------------------- retrieval
-
-
-def lucene(query: str, texts: list[str]) -> list[float]:
-    """BM25 as Lucene defines it, k1 1.5 and b 0.75, word by word."""
-    documents = [words(text) for text in texts]
-    average = sum(map(len, documents)) / len(documents)
-    scores = []
-    for document in documents:
-        score = 0.0
-        for word in set(words(query)):
-            df, tf = sum(word in other for other in documents), document.count(word)
-            idf = math.log(1 + (len(documents) - df + 0.5) / (df + 0.5))
-            score += idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * len(document) / average)) if tf else 0.0
-        scores.append(score)
-    return scores
-
-
-TEXTS = st.lists(st.sampled_from(["mug", "pan", "cup", "tv", "hot", "clean", "need"]), max_size=5).map(" ".join)
-
-
-@given(TEXTS, st.lists(TEXTS.filter(bool), min_size=1, max_size=6))
-def test_bm25_is_lucenes_formula(query: str, texts: list[str]) -> None:
-    assert bm25(query, texts) == pytest.approx(lucene(query, texts), rel=1e-12)
-
-
-def found(bank: SkillBank, task: str, k: int = 9, **kwargs: float) -> list[str]:
-    return [skill.id for skill in bank.retrieve(task, k=k, **{"explore": 0.0, "seed": 0, **kwargs})]
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 40])
-def test_small_banks_rank_sanely(count: int) -> None:
-    """One skill, two skills, three that nearly all share the word: the right one is found, the wrong ones are not."""
-    bank = bank_of(*["you need mug", "you need pan", "you need mug"][:count], *["you need cup"] * (count - 3))
-    assert found(bank, "put a hot mug in fridge.") == ["s0001", "s0003"][: 1 + (count > 2)]
-    assert found(bank, "Put a hot MUG in fridge.", k=1) == ["s0001"]
-    assert found(bank, "find two pan and put them in cabinet.") == (["s0002"] if count > 1 else [])
-    assert found(bank, "look at cd under the desklamp.") == []
-    assert found(bank, "") == []
-    assert bank_of().retrieve("put a hot mug in fridge.", k=1, explore=1.0, seed=0) == ()
-
-
-def test_function_words_do_not_retrieve() -> None:
-    bank = bank_of("you need a mug", "you have to clean some pan in the sink")
-    assert found(bank, "put a pan in the fridge.") == ["s0002"]
-    assert found(bank, "put some mug in it.") == ["s0001"]
-
-
-def test_short_words_and_more_shared_words_count() -> None:
-    bank = bank_of("you need tv", "the task is to heat an egg", "the task is to heat a mug", "x")
-    assert found(bank, "heat some egg and put it in tv.")[:2] == ["s0002", "s0001"]
-    assert found(bank, "x") == ["s0004"]
-    assert found(bank, "heat some mug") == ["s0003", "s0002"]
-
-
-def test_of_equal_scores_those_found_most_often_come_first_then_the_proven() -> None:
-    bank = bank_of("mug", "mug", "mug", "mug", "mug")
-    assert found(bank, "put mug on desk") == ["s0001", "s0002", "s0003", "s0004", "s0005"]
-    for task in ("other", "another", "other"):
-        bank.add_witness("s0004", task)
-    bank.add_witness("s0002", "other")
-    bank.add_witness("s0005", bank["s0005"].origin.task_id)  # the one it comes from
-    assert [bank[f"s000{n}"].support for n in range(1, 6)] == [1, 2, 1, 3, 1]
-    assert found(bank, "put mug on desk") == ["s0004", "s0002", "s0001", "s0003", "s0005"]
-    bank.record([trial(1, 0, 1.0, "s0003"), trial(1, 1, -1.0, "s0004")], iteration=1)  # too few for a verdict
-    assert found(bank, "put mug on desk") == ["s0004", "s0002", "s0003", "s0001", "s0005"]
-    evaluate(bank, 0.5, 0.5, 0.5, id="s0001", start=2)
-    assert found(bank, "put mug on desk") == ["s0004", "s0002", "s0001", "s0003", "s0005"]
-    evaluate(bank, 1, 1, 1, id="s0005", start=8)
-    assert found(bank, "put mug on desk") == ["s0004", "s0002", "s0005", "s0001", "s0003"]
-
-
-def test_witnesses_are_kept_and_change_the_version_once() -> None:
-    bank = bank_of("mug")
-    version = bank.version
-    for _ in range(2):
-        bank.add_witness("s0001", "other")
-    assert bank.version == version + 1
-    again = SkillBank.from_dict(json.loads(json.dumps(bank.as_dict())), bank.rules)
-    assert again["s0001"].witnesses == ("other",)
-    assert again.as_dict() == bank.as_dict()
-
-
-def test_retired_skills_are_not_used() -> None:
-    bank = bank_of("mug", "mug")
-    evaluate(bank, -1, -1, -1)
-    assert found(bank, "mug") == ["s0002"]
-    assert found(bank, "mug", explore=1.0) == ["s0002"]
-
-
-def test_exploration_is_as_frequent_as_asked_and_even() -> None:
-    """Over 2000 seeds a share of 0.3 has a standard error of 1 point, a third of it 0.7."""
-    bank = bank_of("mug", "mug", "mug", "mug", "pan")
-    evaluate(bank, 1, 1, 1)
-    shown = [found(bank, "mug", k=1, explore=0.3, seed=seed)[0] for seed in range(2000)]
-    assert shown[:99] == [found(bank, "mug", k=1, explore=0.3, seed=seed)[0] for seed in range(99)]
-    assert shown.count("s0001") / 2000 == pytest.approx(0.7, abs=0.04)
-    for id in ("s0002", "s0003", "s0004"):
-        assert shown.count(id) / 2000 == pytest.approx(0.1, abs=0.03)
-
-
-def test_exploration_takes_the_last_place_and_only_what_is_untested() -> None:
-    bank = bank_of("mug", "mug", "mug", "mug")
-    evaluate(bank, 1, 1, 1)
-    evaluate(bank, 0, 0.125, 0.125, id="s0002", start=4)  # three evaluations, no verdict yet
-    shown = {tuple(found(bank, "mug", k=2, explore=1.0, seed=seed)) for seed in range(50)}
-    assert shown == {("s0001", "s0003"), ("s0001", "s0004")}
-    assert found(bank, "mug", k=2, explore=0.0) == ["s0001", "s0002"]
-    everything = {frozenset(found(bank, "mug", k=9, explore=1.0, seed=seed)) for seed in range(50)}
-    assert everything == {frozenset({"s0001", "s0002", "s0003", "s0004"})}
-
-
-def test_the_bank_needs_no_torch() -> None:
-    code = "import sys, siri.skills; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_retrieval_leaves_numba_alone():
-    """With numba's llvmlite in the process, vLLM 0.32 does not start."""
-    code = (
-        "import sys; from siri.skills import bm25; print(bm25('find a mug', ['you need mug', 'you need pan']));"
-        "print('numba' in sys.modules, 'llvmlite' in sys.modules)"
-    )
-    scores, loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()
-    assert loaded == "False False"
-    mug, pan = json.loads(scores)
-    assert mug > 0 == pan

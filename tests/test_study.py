@@ -18,9 +18,12 @@ from study_siri import ARMS, PLACES, Planned, Study, oracle_skills, paying_place
 
 from siri.config import RunConfig
 from siri.engine.config import dump_config, load_config
+from siri.engine.distributed import World
+from siri.engine.errors import UserError
 from siri.envs.household.experts import likelihood
 from siri.envs.household.rooms import BY_ROOM
 from siri.envs.household.tasks import GOALS
+from siri.guidance import open_guidance
 from siri.report.parts import NONE
 from siri.skills import BankRules, Origin, SkillBank
 
@@ -222,6 +225,18 @@ def test_oracle_skills_are_the_best_places_of_everything_that_is_asked_for():
     firsts = [skill["condition"] for skill in skills[: len(asked)]]
     assert len(set(firsts)) == len(asked)
     assert firsts[-1] == "you need desklamp"
+
+
+def test_a_run_takes_every_oracle_skill_from_the_file(tmp_path: Path) -> None:
+    """They differ in one word, mostly."""
+    listed = oracle_skills()
+    path = tmp_path / "oracle.json"
+    path.write_text(json.dumps(listed))
+    settings = {"oracle_skills": str(path), "skills": {"max_size": len(listed)}}
+    bank = open_guidance(RunConfig.model_validate(settings), World(), {}).bank
+    assert [{"condition": skill.condition, "strategy": skill.strategy} for skill in bank.live] == listed
+    with pytest.raises(UserError, match=f"holds {len(listed)} skills, more than skills.max_size: {len(listed) - 1}"):
+        open_guidance(RunConfig.model_validate({**settings, "skills": {"max_size": len(listed) - 1}}), World(), {})
 
 
 def test_all_oracle_skills_fit_into_the_bank_and_a_lamp_is_among_three_that_are_shown():

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ from siri.engine.optim import BadStepGuard, ShardedAdamW
 from siri.engine.rollout_vllm import vllm_is_installed
 from siri.envs.household import HouseholdEnv
 from siri.kernels import linear_policy_loss
-from siri.run import collect_episodes, draw_tasks
-from siri.run_dir import check_run_dir
+from siri.run import Run, collect_episodes, draw_tasks
+from siri.run_dir import RunState, check_run_dir
 from siri.shipped import _move_into_place
 from siri.train import main
 from siri.update import update
@@ -88,7 +89,10 @@ def test_a_run_leaves_its_configuration_metrics_checkpoints_and_summary(folder):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["eval"]["initial"]["episodes"] == summary["eval"]["final"]["episodes"] == 4
     assert summary["eval"]["final"]["split_hash"] == summary["eval"]["initial"]["split_hash"]
-    assert summary["skills"] == {"mined": 0, "promoted": 0, "candidate": 0, "active": 0, "retired": 0}
+    assert summary["skills"] == {
+        "mined": 0, "promoted": 0, "candidate": 0, "active": 0, "retired": 0,
+        "effect_since_promotion": None, "groups_since_promotion": 0,
+    }  # fmt: skip
     assert summary["phases"] == [{"iteration": 0, "phase": "warmup", "reason": "the run begins"}]
     assert summary["tokens_per_second"]["rollout"] > 0
     assert summary["wall_seconds"]["train"] > 0
@@ -161,6 +165,33 @@ def test_more_iterations_go_on_where_the_run_ended(folder):
     assert main(words(folder, name="longer")) == 0
     assert same(folder / "longer", folder / "whole", 4)
     assert metrics(folder / "longer") == metrics(folder / "whole")
+
+
+@pytest.mark.parametrize("ended_before", [False, True])
+def test_a_run_that_is_told_to_end_where_it_was_stopped_reports_the_weights_of_then(folder, monkeypatch, ended_before):
+    name = f"shortened-{ended_before}"
+    if ended_before:
+        assert main(words(folder, name=name, iterations=2)) == 0
+        assert ends_with(folder / name) == (2, 2)
+
+    def stopped(run, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return collect_episodes(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("siri.train.collect_episodes", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            main(words(folder, name=name))
+    assert main(words(folder, name=name, iterations=3)) == 0
+    assert ends_with(folder / name) == (3, 3)
+    assert [line["step"] for line in metrics(folder / name)] == [0, 1, 2]
+
+
+def ends_with(run_dir: Path) -> tuple[int, int]:
+    """Iterations of the run, and of the weights that its final evaluation is of."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return summary["iterations"], summary["eval"]["final"]["iterations"]
 
 
 def start(folder: Path, name: str, **settings) -> subprocess.Popen:
@@ -311,3 +342,24 @@ def test_the_second_rank_that_unpacks_a_model_takes_what_the_first_has_left(tmp_
     (tmp_path / "target" / "config.json").write_text("first")
     _move_into_place(tmp_path / "scratch", tmp_path / "target")
     assert (tmp_path / "target" / "config.json").read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    ("iterations", "max_env_steps", "step", "env_steps", "left"),
+    [
+        (12, None, 0, 0, 12),
+        (12, None, 5, 900, 7),
+        (12, None, 12, 900, 0),
+        (12, 1000, 0, 0, 12),  # nothing is known of how many an iteration takes
+        (10_000, 1000, 2, 400, 3),
+        (10_000, 1000, 2, 399, 4),  # 601 steps at 199.5 an iteration
+        (10_000, 1000, 5, 1000, 0),
+        (10_000, 1000, 5, 1100, 0),
+        (6, 1000, 5, 600, 1),
+    ],
+)
+def test_iterations_left(iterations, max_env_steps, step, env_steps, left):
+    config = RunConfig(iterations=iterations, max_env_steps=max_env_steps)
+    run = SimpleNamespace(config=config, state=RunState(step=step, env_steps=env_steps))
+    assert Run.iterations_left(run) == left
+    assert Run.is_over(run) == (left == 0)

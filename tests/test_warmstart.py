@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import tokenizer
 
 from siri import cli, warmstart
 from siri.demonstrations import play, play_example
@@ -173,6 +174,9 @@ def test_a_number_that_makes_no_model_is_refused_by_the_name_of_its_flag(name):
         ({"lr": -1.0}, r"^--lr: -1\.0 is not"),
         ({"lr": math.inf}, r"^--lr: inf is not"),
         ({"lr": math.nan}, r"^--lr: nan is not"),
+        ({"waste": 1.0}, r"^--waste: 1\.0 is no share of turns; give 0 or more, less than 1, such as 0\.4$"),
+        ({"waste": -0.1}, r"^--waste: -0\.1 is no share"),
+        ({"waste": math.nan}, r"^--waste: nan is no share"),
         ({"hidden": 100, "heads": 3}, r"^--hidden: 100 does not divide into 3 heads of even width; .* multiple of 6$"),
         ({"hidden": 9, "heads": 3}, r"^--hidden: 9 does not divide into 3 heads of even width"),
     ],
@@ -181,6 +185,7 @@ def test_a_setting_that_makes_no_model_is_refused_by_the_name_of_its_flag(settin
     with pytest.raises(UserError, match=message):
         check(replace(WarmstartConfig(), **settings))
     check(WarmstartConfig())
+    check(WarmstartConfig(waste=0.0))
 
 
 def kind_of(text: str) -> str:
@@ -205,3 +210,22 @@ def test_drills_come_first_then_mostly_play_as_the_seed_decides(made):
         assert np.array_equal(same.weight, example.weight)
     other = list(islice(examples(replace(config, seed=1), renderer), 200))
     assert not {tuple(example.ids) for example in shown} & {tuple(example.ids) for example in other}
+
+
+def test_the_share_of_wasted_turns_reaches_every_demonstration(monkeypatch):
+    asked: dict[str, set[float]] = {"play": set(), "solved": set()}
+
+    def noted(name: str):
+        real = getattr(warmstart, name)
+
+        def made(index: int, **settings):
+            asked[name].add(settings.get("waste", "left out"))
+            return real(index, **settings)
+
+        return made
+
+    for name in asked:
+        monkeypatch.setattr(warmstart, name, noted(name))
+    config = replace(SMALL, max_turns=3, waste=0.125, steps=1)
+    assert len(list(islice(examples(config, renderer_of(tokenizer())), 100))) == 100
+    assert asked == {"play": {0.125}, "solved": {0.125}}

@@ -9,7 +9,7 @@ from siri.report.formats import Half, Sample
 from siri.report.parts import Child, card_table, interval_bar, node, own_text, timeline
 from siri.report.run_files import RunFiles, number
 from siri.show_skills import STATUSES, mean_interval, ranked, utility_text
-from siri.skills import Skill
+from siri.skills import Skill, effect_since_promotion
 
 T = TypeVar("T")
 
@@ -42,13 +42,17 @@ def skills(run: RunFiles) -> list[Element]:
         "the skill; its 95% interval is that of Student's t. "
     )
     if run.config.no_validation:
-        told += "This run does not validate (no_validation): every skill is used, and none is tried or retired."
+        told += "This run does not validate (no_validation): every skill is used, and none is judged."
     else:
         told += (
             f"After {rules.n_eval} evaluations a skill becomes active above {rules.promote_above:g} and is retired "
-            f"below {rules.retire_below:g}; the lines in the drawings are at 0 and there. As skills are kept for a "
-            "high mean, the means of active ones overstate, on average, what they are worth."
+            f"below {rules.retire_below:g}, if its mean is {rules.confidence:g} standard errors beyond; the lines in "
+            "the drawings are at 0 and there. As skills are kept for a high mean, the means of active ones overstate, "
+            "on average, what they are worth. "
         )
+        since, groups = effect_since_promotion(found)
+        if since is not None:
+            told += f"In the {groups} task groups that showed one after its promotion the effect was {since:+.3f}."
     legend = (
         "The drawings of utility reach from the smallest to the largest single evaluation. History: a thin line is a "
         "candidate, a thick one active, a dotted one retired; a triangle upwards is an evaluation above 0, one "
