@@ -80,7 +80,7 @@ def test_the_numbers_of_a_run_are_those_of_its_files(folder):
     assert f"{summary['tokens_internalised']:,.0f}" in page.section("internalisation").text
     assert summary["device"] in page.section("settings").text
     for activity, seconds, _ in page.table("Wall-clock seconds"):
-        assert number(seconds) == pytest.approx(summary["wall_seconds"][activity], abs=0.05)
+        assert number(seconds) == pytest.approx(summary["wall_seconds"][activity], abs=0.0501)
     assert str(summary["git_commit"]) in page.section("settings").text
 
 
