@@ -336,7 +336,7 @@ def effect_since_promotion(skills: Iterable[Skill]) -> tuple[float | None, int]:
 
     A skill is promoted for a high mean, so that mean overstates what it is worth. This one was not chosen by.
     """
-    groups = {}
+    groups: dict[tuple[int, int], float] = {}
     for skill in skills:
         for promoted in (change.iteration for change in skill.changes if change.status == "active"):
             groups |= {(t.iteration, t.group): t.delta for t in skill.evaluations if t.iteration > promoted}
