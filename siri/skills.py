@@ -7,7 +7,7 @@
 
 Utility is the mean of `Delta_g = mean(R | skill half of g) - mean(R | plain half of g)` over the groups that showed the
 skill (ALGORITHM section 1.1). The margin is `confidence` standard errors of that mean: without one, 45% of skills that
-do nothing would have been promoted in a run of 13 iterations, and those that were had a mean of 0.13 before and -0.02
+do nothing would have been promoted in a run of 13 iterations, and those that were had a mean of 0.13 before and -0.03
 after. Retired skills stay, with their history, and are never used again. Of equal means the oldest goes, as it has had
 the longest chance to be tried: if the newest went, a bank full of skills that match no task would never take in
 another. Nothing depends on the order in which groups are told of, or on the number of ranks.

@@ -110,6 +110,16 @@ def test_a_group_without_a_skill_to_show_is_plain_altogether(conditions, phase):
     assert not any("Hint" in renderer().decode(r.prompt_ids) for some in requests for r in some)
 
 
+@pytest.mark.parametrize(
+    ("share", "groups"),
+    [(0.0, []), (0.25, [3, 7, 11, 15]), (0.5, [1, 3, 5, 7, 9, 11, 13, 15]), (1.0, list(range(16)))],
+)
+def test_the_share_of_groups_that_are_paired(share, groups):
+    guidance = guidance_of(things(TASK), skills={"explore": 0.0, "paired": share})
+    shown = [guidance.skills_for(things(TASK), step=3, group=group) for group in range(16)]
+    assert [group for group, skills in enumerate(shown) if skills] == groups
+
+
 def test_skills_that_are_shown_together_all_get_the_trial():
     first, *_, last = things(TASK).split()
     guidance = guidance_of(first, "zeppelin", last)
