@@ -85,7 +85,7 @@ def surroundings(device: torch.device, out: Path) -> dict[str, Any]:
         "device": device.type,
         "hardware": hardware(device),
         "versions": versions,
-        "kernels": dispatch.explain(),
+        "kernels": dispatch.explain(device.type),
     }
 
 

@@ -1,17 +1,19 @@
 """Files that are either whole or absent, whatever happens while they are written."""
 
 import errno
+import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from siri.engine.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -51,6 +53,35 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def hold_folder(path: Path) -> Iterator[None]:
+    """Makes the folder if need be, and keeps it from other callers until the block, or the process, ends.
+
+    A folder that was made here and is still empty then is removed, with its parents. Where the file system has no locks
+    nobody is kept out. Raises UserError if it cannot be made, or somebody else holds it.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        with user_error_on_write(path):
+            path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in HELD:
+                    raise UserError(
+                        f"{path}: another process is at work in this folder; wait for its end, or stop it"
+                    ) from None
+            yield
+        finally:
+            os.close(descriptor)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # there is something in it, or it was never made
+                folder.rmdir()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
     auto        Triton on a GPU that it serves, else the reference (plain torch in bounded memory)
     reference   the reference everywhere
-    triton      Triton, or an error that says what is missing
+    triton      Triton, or an error that says what is missing; CPU tensors on a machine with a GPU get the reference
 
 Triton's interpreter (TRITON_INTERPRET=1) takes the place of the GPU for tests: CPU tensors, and only if asked for by
 SIRI_KERNELS=triton, because it is a thousand times slower than the reference. float64 is always the reference's: it is
@@ -64,15 +64,21 @@ def interpreting() -> bool:
 def use_triton(*tensors: Tensor | None) -> bool:
     """Whether the Triton kernels take a call with these tensors."""
     given = [tensor for tensor in tensors if tensor is not None]
-    if given[0].device.type == "cpu" and not interpreting():
+    if given[0].device.type == "cpu" and not interpreting() and os.environ.get("SIRI_KERNELS") != "triton":
         return False  # without a look at the GPU, which would initialise CUDA in a process that may not want it
     device = decide().device
     return all(tensor.device.type == device and tensor.dtype != torch.float64 for tensor in given)
 
 
-def explain() -> str:
-    """Which kernels this process uses, and why: one line for a log."""
+def explain(device: str | None = None) -> str:
+    """Which kernels this process uses, and why: one line for a log. Raises ValueError as `decide` does.
+
+    Args:
+        device: type of the tensors in question, "cpu" or "cuda"; None for those that the Triton kernels serve, if any.
+    """
     decision = decide()
+    if decision.device is not None and device not in (None, decision.device):
+        return f"reference (the tensors are on the {device}; on {decision.device}: {decision.reason})"
     return f"{'reference' if decision.device is None else 'triton'} ({decision.reason})"
 
 

@@ -37,6 +37,11 @@ print(json.dumps({"version": torch.__version__, "gpus": [[gpu.name, gpu.total_me
         name: f"import json, {name}; print(json.dumps({{'version': {name}.__version__}}))"
         for name in ("transformers", "triton", "vllm")
     },
+    "siri.kernels": """
+import json
+from siri.kernels.dispatch import explain
+print(json.dumps({"version": explain()}))
+""",
     "siri._native": "import json, siri._native as m; print(json.dumps({'version': 'built by ' + m.COMPILER}))",
 }
 
@@ -132,7 +137,9 @@ def _packages(probes: dict[str, dict[str, Any]]) -> Iterator[Finding]:
         elif "error" in report:
             # What is installed gets used: a broken vLLM stops the default run, an absent one does not.
             state: State = "warn" if name == "triton" else "problem"
-            yield Finding(name=name, state=state, detail=report["error"], remedy=f"{SETUP}, after removing .venv")
+            asked = "SIRI_KERNELS" in report["error"]  # by the user, who may have asked for what cannot be had
+            remedy = "unset SIRI_KERNELS" if asked else f"{SETUP}, after removing .venv"
+            yield Finding(name=name, state=state, detail=report["error"], remedy=remedy)
         elif name in do_without:
             remedy = BUILD if name == "siri._native" else SETUP
             yield Finding(name=name, state="warn", detail=f"not installed: {do_without[name]}", remedy=remedy)

@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import ceil
@@ -15,9 +15,10 @@ import torch
 from siri.config import GigpoConfig, RunConfig
 from siri.engine import random_state
 from siri.engine.checkpoint import Checkpoint, load_latest
+from siri.engine.config import dump_config
 from siri.engine.distributed import World
 from siri.engine.errors import UserError
-from siri.engine.files import user_error_on_write
+from siri.engine.files import hold_folder, user_error_on_write, write_text_atomic
 from siri.engine.metrics import RunLog
 from siri.engine.optim import BadStepGuard, ShardedAdamW, learning_rate
 from siri.engine.policy import Policy, load_policy
@@ -26,7 +27,7 @@ from siri.engine.trajectory import Minibatch, Trajectory
 from siri.guidance import Guidance, open_guidance, skill_request_of
 from siri.mining import SkillRequest
 from siri.prompts import skill_text
-from siri.run_dir import RunState, check_run_dir, claim_run_dir, git_commit
+from siri.run_dir import RunState, check_run_dir, git_commit, kernels_in_use
 from siri.session import Session, open_session
 from siri.shipped import resolve
 from siri.trials import halves
@@ -81,11 +82,15 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
     began = time.perf_counter()
     check_run_dir(config)
     check_sizes(config, world)
-    checkpoint = load_latest(config.run_dir, world)
-    guidance = open_guidance(config, world, checkpoint.state["guidance"] if checkpoint else {})
-    splits = {"environment.path": "train", "eval.split": config.eval.split}
-    policy_source = str(checkpoint.policy) if checkpoint else None
-    with open_session(config, world, splits=splits, policy_source=policy_source) as session:
+    kernels_in_use(world)  # a wrong SIRI_KERNELS is found here and not after the first rollout
+    with ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(hold_folder(config.run_dir))
+        checkpoint = load_latest(config.run_dir, world)
+        guidance = open_guidance(config, world, checkpoint.state["guidance"] if checkpoint else {})
+        splits = {"environment.path": "train", "eval.split": config.eval.split}
+        policy_source = str(checkpoint.policy) if checkpoint else None
+        session = stack.enter_context(open_session(config, world, splits=splits, policy_source=policy_source))
         reference = load_reference(config, world)
         skill_request = skill_request_of(config)
         optimizer = make_optimizer(config, session.policy, world)
@@ -93,24 +98,24 @@ def open_run(config: RunConfig, world: World) -> Iterator[Run]:
         guard = BadStepGuard(
             max_in_a_row=config.optim.max_bad_steps, in_a_row=state.bad_steps_in_a_row, total=state.bad_steps
         )
-        with RunLog(
-            config.run_dir, world, total=config.iterations, start=state.step, tensorboard=config.tensorboard
-        ) as log:
-            if world.is_main:
-                claim_run_dir(config)
-            state.seconds["startup"] = state.seconds.get("startup", 0.0) + time.perf_counter() - began
-            yield Run(
-                config=config,
-                world=world,
-                session=session,
-                reference=reference,
-                optimizer=optimizer,
-                guard=guard,
-                state=state,
-                guidance=guidance,
-                skill_request=skill_request,
-                log=log,
-            )
+        log = stack.enter_context(
+            RunLog(config.run_dir, world, total=config.iterations, start=state.step, tensorboard=config.tensorboard)
+        )
+        if world.is_main:
+            write_text_atomic(config.run_dir / "config.yaml", dump_config(config))
+        state.seconds["startup"] = state.seconds.get("startup", 0.0) + time.perf_counter() - began
+        yield Run(
+            config=config,
+            world=world,
+            session=session,
+            reference=reference,
+            optimizer=optimizer,
+            guard=guard,
+            state=state,
+            guidance=guidance,
+            skill_request=skill_request,
+            log=log,
+        )
 
 
 def check_sizes(config: RunConfig, world: World) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from siri.config import RunConfig
-from siri.engine.config import dump_config, load_config
+from siri.engine.config import load_config
 from siri.engine.distributed import World
 from siri.engine.errors import UserError
-from siri.engine.files import user_error_on_write, write_text_atomic
+from siri.kernels import dispatch
 
 MAY_CHANGE = ("iterations", "max_env_steps", "tensorboard", "checkpoint", "runs_dir")
 """Settings that may differ when a run is resumed; any other would make it another run."""
@@ -78,21 +78,6 @@ def check_run_dir(config: RunConfig) -> None:
         )
 
 
-def claim_run_dir(config: RunConfig) -> None:
-    """Make the directory and write the resolved configuration. Raises UserError, a new directory undone, if the disk is
-    full or not writable."""
-    new = [path for path in (config.run_dir, *config.run_dir.parents) if not path.exists()]
-    try:
-        with user_error_on_write(config.run_dir):
-            config.run_dir.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(config.run_dir / "config.yaml", dump_config(config))
-    except UserError:
-        for path in new:
-            if path.exists():
-                path.rmdir()
-        raise
-
-
 def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:
     """The content of summary.json."""
     seconds, tokens = state.seconds, state.tokens
@@ -119,6 +104,7 @@ def summary(config: RunConfig, state: RunState, world: World) -> dict[str, Any]:
         "bad_steps": state.bad_steps,
         "ranks": world.size,
         "device": device_name(world),
+        "kernels": kernels_in_use(world),
         "versions": versions(),
         "git_commit": state.commit,
     }
@@ -136,6 +122,14 @@ def device_name(world: World) -> str:
     if world.device.type == "cuda":
         return torch.cuda.get_device_name(world.device)
     return f"{platform.machine()} CPU, {world.threads} thread(s) a rank"
+
+
+def kernels_in_use(world: World) -> str:
+    """Reference or Triton, and why. Raises UserError where SIRI_KERNELS is unknown or asks for what cannot be had."""
+    try:
+        return dispatch.explain(world.device.type)
+    except ValueError as error:
+        raise UserError(f"{error}; see `siri doctor`") from None
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from siri.report.command import write_report
 from siri.report.formats import Half, Sample
 from siri.report.run_files import last_saved
 from siri.run import Run, hold_weights
-from siri.run_dir import summary
+from siri.run_dir import kernels_in_use, summary
 from siri.show_skills import read_json
 from siri.skills import effect_since_promotion
 
@@ -33,6 +33,7 @@ def say_what_begins(run: Run) -> bool:
     where = f"{run.world}, sampling with {type(run.session.sampler).__name__}"
     begins = f"after iteration {state.step}" if state.step else "from the start"
     run.log.note(f"{config.run_dir}: {config.algorithm} with {config.policy.model} on {where}, {begins}")
+    run.log.note(f"kernels: {kernels_in_use(run.world)}")
     return False
 
 

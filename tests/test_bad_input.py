@@ -19,6 +19,8 @@ from siri import session
 from siri.config import PolicyConfig, RunConfig
 from siri.engine.distributed import World
 from siri.engine.errors import UserError
+from siri.engine.files import hold_folder
+from siri.kernels import dispatch
 from siri.run import check_sizes
 from siri.session import check_context
 
@@ -168,6 +170,23 @@ def test_what_is_cheap_to_check_is_checked_first(
     for name in never_called:
         monkeypatch.setattr(session, name, lambda *_, **__: pytest.fail("called too early"))
     assert exit_code(TRAIN + settings) == 2
+
+
+def test_kernels_that_cannot_be_had_are_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session, "load_policy", lambda *_, **__: pytest.fail("called too early"))
+    monkeypatch.setenv("SIRI_KERNELS", "cuda")
+    dispatch.decide.cache_clear()
+    assert_refused(TRAIN, r"SIRI_KERNELS = 'cuda' must be one of auto, reference, triton; .*see `siri doctor`", capfd)
+    monkeypatch.undo()
+    dispatch.decide.cache_clear()
+
+
+def test_a_run_that_another_process_works_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with hold_folder(Path("runs/old")):
+        assert_refused(RESUME, r"runs/old: another process is at work in this folder; wait for its end, or stop", capfd)
+    assert exit_code(RESUME) == 0
 
 
 SIRI = [sys.executable, "-c", "import sys; from siri.cli import main; sys.exit(main())"]

@@ -48,6 +48,8 @@ def test_a_gpu_gets_triton_and_its_cpu_tensors_do_not(monkeypatch: pytest.Monkey
     assert dispatch.explain() == "triton (SIRI_KERNELS=auto, a card)"
     assert dispatch.decide().device == "cuda"
     assert not dispatch.use_triton(X)
+    assert dispatch.explain("cuda") == dispatch.explain()
+    assert dispatch.explain("cpu") == ("reference (the tensors are on the cpu; on cuda: SIRI_KERNELS=auto, a card)")
 
 
 def test_an_old_gpu_gets_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +69,14 @@ def test_triton_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SIRI_KERNELS", "triton")
     with pytest.raises(ValueError, match=r"SIRI_KERNELS = 'triton' cannot be had: .*; set SIRI_KERNELS=auto"):
         dispatch.explain()
+    with pytest.raises(ValueError, match="SIRI_KERNELS = 'triton' cannot be had"):
+        siri.kernels.linear_logprob(X, X, torch.tensor([0, 1]))  # it ran the reference and said nothing
+
+
+def test_triton_asked_for_on_a_gpu_leaves_cpu_tensors_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, (9, 0))
+    monkeypatch.setenv("SIRI_KERNELS", "triton")
+    assert not dispatch.use_triton(X)
 
 
 def test_an_unknown_mode_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

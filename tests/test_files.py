@@ -1,6 +1,9 @@
 import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siri.engine.errors import UserError
-from siri.engine.files import strict_json, write_json_atomic, write_text_atomic
+from siri.engine.files import hold_folder, strict_json, write_json_atomic, write_text_atomic
 
 
 def test_json_is_strict():
@@ -62,3 +65,57 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent/x: cannot be written .No such file"):
         write_text_atomic(tmp_path / "absent" / "x", "")
+
+
+def test_a_folder_has_one_holder(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    with hold_folder(folder):
+        (folder / "file").write_text("")
+        with (
+            pytest.raises(UserError, match=r"runs/a: another process is at work in this folder; wait"),
+            hold_folder(folder),
+        ):
+            pytest.fail("held twice")
+        with hold_folder(tmp_path / "runs" / "b"):
+            pass
+    with hold_folder(folder):
+        pass
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "runs",
+        "runs/a",
+        "runs/a/file",
+    ]
+
+
+def test_a_holder_that_was_killed_holds_nothing(tmp_path):
+    program = "import sys; from pathlib import Path; from siri.engine.files import hold_folder\n"
+    program += "with hold_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process"), hold_folder(tmp_path):
+            pass
+        holder.kill()
+    with hold_folder(tmp_path):
+        pass
+
+
+def test_a_folder_that_stays_empty_is_removed_and_one_that_was_there_is_not(tmp_path, monkeypatch):
+    with pytest.raises(KeyError), hold_folder(tmp_path / "a" / "b"):
+        raise KeyError
+    assert not (tmp_path / "a").exists()
+    with hold_folder(tmp_path):
+        pass
+    assert tmp_path.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/a: cannot be written"), hold_folder(tmp_path / "file" / "a"):
+        pytest.fail("a file holds no folder")
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EOPNOTSUPP, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with hold_folder(tmp_path), hold_folder(tmp_path):
+        pass
