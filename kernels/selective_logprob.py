@@ -1,8 +1,11 @@
 """Log-probability and entropy of tokens from logits that already exist.
 
-    z = logits / temperature in float32      logprob = z[target] - lse(z)      entropy = lse(z) - sum_v p_v z_v
+    z = max(logits, -1e30) / temperature in float32
+    logprob = z[target] - lse(z)      entropy = lse(z) - sum_v p_v z_v
 
     dlogits_v = (g_logprob (1[v = target] - p_v) - g_entropy p_v (log p_v + entropy)) / temperature
+
+Ids that were masked with -inf have probability 0; the floor keeps 0 * inf out of the entropy.
 
 Rows are taken a block at a time: the only tensor of the size of the logits that this makes is their gradient.
 
@@ -17,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import use_triton
-from .projection import LogitMap, SoftmaxGrad, blocks, check_targets, compute_dtype, softmax_stats_
+from .projection import LOGIT_FLOOR, LogitMap, SoftmaxGrad, blocks, check_targets, compute_dtype, softmax_stats_
 
 if TYPE_CHECKING:
     from .softmax_triton import TritonLogits
@@ -28,9 +31,8 @@ BLOCK_ELEMENTS = 2**20
 
 def selective_logprob_ref(logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
     """The definition, in one piece: (logprob, entropy) of logits [N, V], targets [N]."""
-    logp = torch.log_softmax(
-        LogitMap(temperature=temperature, softcap=None).ref(logits.to(compute_dtype(logits))), dim=-1
-    )
+    raw = logits.to(compute_dtype(logits)).clamp(min=LOGIT_FLOOR)
+    logp = torch.log_softmax(LogitMap(temperature=temperature, softcap=None).ref(raw), dim=-1)
     return logp.gather(1, targets.long()[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
 
 
@@ -46,7 +48,7 @@ class SelectiveLogprob(torch.autograd.Function):
         else:
             out = logits.new_empty(3, len(logits), dtype=compute_dtype(logits))
             for rows in row_blocks(logits):
-                z = logits[rows].to(out.dtype, copy=True)
+                z = logits[rows].to(out.dtype, copy=True).clamp_(min=LOGIT_FLOOR)
                 logit_map.select(rows).apply_(z)
                 stats = softmax_stats_(z, targets[rows], targets[rows] >= 0)
                 out[:, rows] = torch.stack([stats.logprob, stats.entropy, stats.lse])
@@ -65,7 +67,7 @@ class SelectiveLogprob(torch.autograd.Function):
             return draw if scale is None else draw.mul_(scale), None, None
         dlogits = torch.empty_like(logits)
         for rows in row_blocks(logits):
-            z = logits[rows].to(lse.dtype, copy=True)
+            z = logits[rows].to(lse.dtype, copy=True).clamp_(min=LOGIT_FLOOR)
             slope = ctx.logit_map.select(rows).apply_(z)
             dz = grad.select(rows).logits_(z, lse[rows], targets[rows], targets[rows] >= 0)
             dlogits[rows] = dz if slope is None else dz.mul_(slope)
@@ -78,7 +80,9 @@ def triton_logits(logits: Tensor, logit_map: LogitMap) -> "TritonLogits":
 
     raw = logits if logits.stride(1) == 1 else logits.contiguous()
     inverse = inverse_temperature(logit_map, logits)
-    return TritonLogits(raw=raw, bias=None, inverse_temperature=inverse, softcap=None, dtype=logits.dtype)
+    return TritonLogits(
+        raw=raw, bias=None, inverse_temperature=inverse, softcap=None, dtype=logits.dtype, spendable=False
+    )
 
 
 def row_blocks(logits: Tensor) -> Iterator[slice]:
@@ -99,7 +103,8 @@ def selective_logprob(
     """log p(targets) under softmax(logits / temperature), and the entropy.
 
     Args:
-        logits: [..., V], any float dtype; not changed.
+        logits: [..., V], any float dtype; not changed. -inf (or less than -1e30) masks an id: it has probability 0
+            and no gradient, and must not be a target (its log-prob would be about -1e30 / temperature).
         targets: i32 or i64 [...], token ids.
         temperature: a positive number, or [...]. Receives no gradient.
         return_entropy: also return the entropy; both are differentiable.

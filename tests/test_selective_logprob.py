@@ -66,6 +66,28 @@ def test_equal_logits_give_minus_log_v_exactly_and_input_is_untouched() -> None:
     assert (logits == -300).all()
 
 
+@pytest.mark.parametrize("mask", [-torch.inf, -3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masked_ids_have_probability_0(mask: float, dtype: torch.dtype) -> None:
+    """0 * inf is kept out of entropy and gradient, also where the temperature makes an infinity of a finite mask."""
+    kept = (torch.randn(6, 50, generator=torch.Generator().manual_seed(0)) * 4).to(dtype)
+    targets = torch.tensor([0, 7, 49, 3, 3, 20])
+    logits = torch.full((6, 80), mask, dtype=dtype)
+    logits[:, 20:70] = kept
+    logits.requires_grad_()
+    true_logprob, true_entropy = truth(kept, targets, 0.3)
+    for function in (selective_logprob, selective_logprob_ref):
+        options = {"return_entropy": True} if function is selective_logprob else {}
+        logprob, entropy = function(logits, targets + 20, temperature=0.3, **options)
+        assert (logprob - true_logprob).abs().max() <= 2e-5
+        assert (entropy - true_entropy).abs().max() <= 2e-5
+        gradient = gradients((logprob + entropy).sum(), logits)[0]
+        assert gradient.isfinite().all()
+        assert (gradient[:, :20] == 0).all()
+        assert (gradient[:, 70:] == 0).all()
+        assert (gradient[:, 20:70] != 0).any(1).all()
+
+
 def test_entropy_only_gradient_and_reference() -> None:
     logits = torch.randn(7, 40, dtype=torch.float64).requires_grad_()
     targets = torch.arange(7, dtype=torch.int32)
