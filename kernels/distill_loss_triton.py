@@ -54,8 +54,9 @@ def divergence_kernel(
     weight_ptr,  # f32 [n]
     scale_ptr,  # f32, 0-dim
     divergence_ptr,  # f32 [n]
-    out_ptr,  # [n, v]
+    out_ptr,  # [n, v]; may lie on student, each row from where the student's begins
     v,
+    out_stride,
     softcap,
     KIND: tl.constexpr,
     STUDENT_BIAS: tl.constexpr,
@@ -67,7 +68,7 @@ def divergence_kernel(
     row = tl.program_id(0).to(tl.int64)
     student_ptr += row * v
     teacher_ptr += row * v
-    out_ptr += row * v
+    out_ptr += row * out_stride
     inverse = tl.load(inverse_ptr + row)
     peak_s, log_s_total = tl.load(student_peak_ptr + row), tl.log(tl.load(student_total_ptr + row))
     peak_t, log_t_total = tl.load(teacher_peak_ptr + row), tl.log(tl.load(teacher_total_ptr + row))
@@ -113,6 +114,7 @@ def divergence_kernel(
         if SOFTCAP:
             capped = z / (inverse * softcap)
             d *= 1 - capped * capped
+        tl.debug_barrier()  # what is written now has been read by every warp, here or in an earlier block
         tl.store(out_ptr + col, d.to(out_ptr.dtype.element_ty), col < v)
 
 
@@ -122,10 +124,10 @@ def divergence_triton(
     row_weight: Tensor,
     kind: Literal["nll", "forward_kl", "reverse_kl", "jsd"],
 ) -> tuple[Tensor, RawGrad]:
-    """(D [n], gradient of row_weight * D by the student's raw logits); both raw logits are contiguous."""
+    """(D [n], gradient of row_weight * D by the student's raw logits, in their place); both are contiguous."""
     n, v = student.raw.shape
     d = torch.empty(n, dtype=torch.float32, device=student.raw.device)
-    out = torch.empty(n, v, dtype=student.dtype, device=student.raw.device)
+    out = student.gradient_place()
     if n == 0:
         return d, RawGrad(values=out, scale=None)
     anywhere = torch.zeros(n, dtype=torch.int64, device=student.raw.device)
@@ -135,7 +137,7 @@ def divergence_triton(
         divergence_kernel[(n,)](
             student.raw, student.bias_or_any(), softmax_s.peak, softmax_s.total, teacher.raw, teacher.bias_or_any(),
             softmax_t.peak, softmax_t.total, student.inverse_temperature, row_weight.contiguous(),
-            d if scale is None else scale, d, out, v, student.softcap or 1.0, KIND=kind,
+            d if scale is None else scale, d, out, v, out.stride(0), student.softcap or 1.0, KIND=kind,
             STUDENT_BIAS=student.bias is not None, TEACHER_BIAS=teacher.bias is not None,
             SOFTCAP=student.softcap is not None, HAS_SCALE=scale is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip

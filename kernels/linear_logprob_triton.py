@@ -5,8 +5,8 @@ its rows (peak, total, moment: see `SoftmaxStats`). A second kernel merges the t
 the target's logit as a dot product of its own. Splitting over the vocabulary keeps every multiprocessor busy at any T,
 and since all sums have a fixed order, results repeat bit for bit. The partial results take 12 / block_v bytes a logit.
 
-Backward: a slab of [T, SLAB / T] logits at a time: recomputed by the library's GEMM in float32, turned into dz by one
-kernel, multiplied into dX (summed in float32) and into this slab's rows of dW (complete after one GEMM).
+Backward: a slab of [T, SLAB / T] logits at a time: recomputed by the library's GEMM in float32, turned into dz in its
+place by one kernel, multiplied into dX (summed in float32) and into this slab's rows of dW (complete after one GEMM).
 
 Legend: T tokens, H hidden, V vocabulary.
 """
@@ -25,7 +25,7 @@ from .projection import LogitMap, SoftmaxGrad, blocks
 from .softmax_triton import LOG2_E, LOGIT_FLOOR, TritonLogits, inverse_temperature, mapped
 
 SLAB = 2**26
-"""Logits in one slab of the backward pass: 256 MiB in float32 and 128 MiB of dz. At T = 8192 that is 8192 columns."""
+"""Logits in one slab of the backward pass: 256 MiB in float32, whose place dz takes. 8192 columns at T = 8192."""
 
 PARTIALS = 2**24
 """(row, tile) pairs in one launch of the forward pass: 192 MiB of partial results. T = 28k at V = 152k."""
@@ -349,10 +349,14 @@ def shard_gradients_triton(
     for cols in blocks(len(weight), max(1024, SLAB // max(1, len(x)) // 256 * 256)):
         w, b = weight[cols].to(dtype), None if bias is None else bias[cols]
         logits = TritonLogits(
-            raw=mm(x, w.t()), bias=b, inverse_temperature=inverse, softcap=logit_map.softcap, dtype=dtype
+            raw=mm(x, w.t()),
+            bias=b,
+            inverse_temperature=inverse,
+            softcap=logit_map.softcap,
+            dtype=dtype,
+            spendable=True,
         )
         draw, scale = logits.grad(grad, lse, targets - (vocab_start + cols.start))
-        del logits  # else this slab lives on beside the next one
         if dx is not None:
             add_mm_(dx, draw, w, scale)
         if dw is not None:
@@ -361,4 +365,5 @@ def shard_gradients_triton(
         if db is not None:
             db_cols = draw.sum(0, dtype=torch.float32)
             db[cols] = db_cols if scale is None else db_cols.mul_(scale)
+        del logits, draw  # else this slab lives on beside the next one
     return dx, dw, db

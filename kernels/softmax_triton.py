@@ -4,7 +4,8 @@
     peak, total, moment, target of row t: see `SoftmaxStats`
     draw_tv = slope_tv (p_tv (p_t + p_logp_t logp_tv) + target_t 1[v = y_t]) / scale: see `SoftmaxGrad`
 
-Row kernels walk over their row: a block of a whole vocabulary spills. Row offsets are 64-bit: n * v may exceed 2^31.
+Row kernels walk over their row: a block of a whole vocabulary spills, and a gradient can take the place of the logits
+that it comes from. Row offsets are 64-bit: n * v may exceed 2^31.
 
 Legend: n rows, v columns of the block in memory.
 """
@@ -22,7 +23,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LOGIT_FLOOR = tl.constexpr(-1e30)
 
 STATS_BLOCK, STATS_WARPS = 4096, 8
-GRAD_BLOCK, GRAD_WARPS = 1024, 4
+GRAD_BLOCK, GRAD_WARPS = 2048, 8
 """Sixteen and eight elements a thread: 80 and 40 registers at most on sm_80, sm_90 and sm_100, nothing spilled."""
 
 FP16_PEAK = 2.0**14
@@ -99,9 +100,10 @@ def logit_grad_kernel(
     g_p_ptr,
     g_p_logp_ptr,
     scale_ptr,  # f32, 0-dim
-    out_ptr,  # [n, v], contiguous
+    out_ptr,  # [n, v]; may lie on raw, each row from where its raw row begins
     v,
     stride,
+    out_stride,
     softcap,
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -111,26 +113,37 @@ def logit_grad_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    raw_ptr += row * stride
+    out_ptr += row * out_stride
     inverse = tl.load(inverse_ptr + row)
-    raw = tl.load(raw_ptr + row * stride + col, col < v, 0.0).to(tl.float32)
-    if HAS_BIAS:
-        raw += tl.load(bias_ptr + col, col < v, 0.0).to(tl.float32)
-    z = mapped(raw, softcap, inverse, SOFTCAP)
-    logp = z - tl.load(peak_ptr + row)
+    lse = tl.load(peak_ptr + row)
     if HAS_TOTAL:
-        logp -= tl.log(tl.load(total_ptr + row))
-    p = tl.exp2(logp * LOG2_E)
-    g = tl.load(g_p_ptr + row)
-    d = p * (g + tl.load(g_p_logp_ptr + row) * logp) if HAS_P_LOGP else p * g
-    d += tl.where(col == tl.load(target_ptr + row), tl.load(g_target_ptr + row), 0.0)
-    d *= inverse
-    if SOFTCAP:
-        capped = z / (inverse * softcap)
-        d *= 1 - capped * capped
+        log_total = tl.log(tl.load(total_ptr + row))
+    g_p = tl.load(g_p_ptr + row)
+    if HAS_P_LOGP:
+        g_p_logp = tl.load(g_p_logp_ptr + row)
+    y, g_target = tl.load(target_ptr + row), tl.load(g_target_ptr + row)
+    factor = inverse
     if HAS_SCALE:
-        d /= tl.load(scale_ptr)
-    tl.store(out_ptr + row * v + col, d.to(out_ptr.dtype.element_ty), col < v)
+        factor /= tl.load(scale_ptr)
+    for start in range(0, v, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        raw = tl.load(raw_ptr + col, col < v, 0.0).to(tl.float32)
+        if HAS_BIAS:
+            raw += tl.load(bias_ptr + col, col < v, 0.0).to(tl.float32)
+        z = mapped(raw, softcap, inverse, SOFTCAP)
+        logp = z - lse
+        if HAS_TOTAL:
+            logp -= log_total
+        p = tl.exp2(logp * LOG2_E)
+        d = p * (g_p + g_p_logp * logp) if HAS_P_LOGP else p * g_p
+        d += tl.where(col == y, g_target, 0.0)
+        d *= factor
+        if SOFTCAP:
+            capped = z / (inverse * softcap)
+            d *= 1 - capped * capped
+        tl.debug_barrier()  # what is written now has been read by every warp, here or in an earlier block
+        tl.store(out_ptr + col, d.to(out_ptr.dtype.element_ty), col < v)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +162,8 @@ class TritonLogits:
     softcap: float | None
     dtype: torch.dtype
     """of the gradient"""
+    spendable: bool
+    """The gradient may take the place of `raw`, which then is contiguous and float32."""
 
     def stats(self, targets: Tensor) -> SoftmaxStats:
         """`SoftmaxStats` over these columns; `targets` i64 [n] are columns, outside [0, v) where in another block."""
@@ -165,10 +180,13 @@ class TritonLogits:
         return SoftmaxStats(*out)
 
     def grad(self, grad: SoftmaxGrad, softmax: SoftmaxStats | Tensor, targets: Tensor) -> RawGrad:
-        """dLoss/draw. `softmax` is what `stats` returned, or the lse [n] of the whole vocabulary."""
+        """dLoss/draw, in the place of `raw` if that is spendable.
+
+        `softmax` is what `stats` returned, or the lse [n] of the whole vocabulary.
+        """
         peak, total = (softmax, None) if isinstance(softmax, Tensor) else (softmax.peak, softmax.total)
         n, v = self.raw.shape
-        out = torch.empty(n, v, dtype=self.dtype, device=self.raw.device)
+        out = self.gradient_place()
         if n == 0:
             return RawGrad(values=out, scale=None)
         bound = grad.target.abs() + grad.p.abs()
@@ -177,15 +195,21 @@ class TritonLogits:
         scale = self.scale(bound)
         peak = peak.contiguous()
         with torch.cuda.device_of(self.raw):
-            logit_grad_kernel[(n, triton.cdiv(v, GRAD_BLOCK))](
+            logit_grad_kernel[(n,)](
                 self.raw, self.bias_or_any(), targets.contiguous(), self.inverse_temperature, peak,
                 peak if total is None else total, grad.target.contiguous(), grad.p.contiguous(),
                 peak if grad.p_logp is None else grad.p_logp.contiguous(), peak if scale is None else scale, out, v,
-                self.raw.stride(0), self.softcap or 1.0, HAS_BIAS=self.bias is not None,
+                self.raw.stride(0), out.stride(0), self.softcap or 1.0, HAS_BIAS=self.bias is not None,
                 SOFTCAP=self.softcap is not None, HAS_TOTAL=total is not None, HAS_P_LOGP=grad.p_logp is not None,
                 HAS_SCALE=scale is not None, BLOCK=GRAD_BLOCK, num_warps=GRAD_WARPS,
             )  # fmt: skip
         return RawGrad(values=out, scale=scale)
+
+    def gradient_place(self) -> Tensor:
+        """[n, v] for the gradient: the front of each row of `raw`, whose elements are as large or larger; or new."""
+        if not self.spendable:
+            return torch.empty(self.raw.shape, dtype=self.dtype, device=self.raw.device)
+        return self.raw.view(self.dtype)[:, : self.raw.shape[1]]
 
     def scale(self, bound: Tensor) -> Tensor | None:
         """Power of two that a float16 gradient is divided by, 0-dim; None for other dtypes. |dLoss/dz| <= bound[n]."""

@@ -35,9 +35,10 @@ CHUNK_ELEMENTS = 6 * 2**20
 """Logits in one chunk: 128 rows of 49152 (24 MiB in float32). GEMMs ran at 72 to 80 GFLOP/s a core (Zen 4) from 128
 rows up, at 50 to 65 with 64; above 32 MiB glibc maps new pages for every temporary (3 ns an element)."""
 
-GPU_CHUNK_ELEMENTS = 2**28
-"""1 GiB of float32 logits and half of that of dz; 1664 rows of 152k. Each chunk reads and writes the float32 gradient
-of the weight once: with fewer rows that shows (an estimate: 1.5 ms a chunk at [152k, 3584] on an H100)."""
+GPU_CHUNK_ELEMENTS = 140_000_000
+"""560 MB of float32 logits, whose place dz takes; 896 rows of 152k. Each chunk reads and writes the float32 gradient of
+the weight once (an estimate for [152k, 3584] on an H100: 1.3 ms, behind products that take 1.4): half the rows would
+show in the time, twice as many in the memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ class Head:
 
             return TritonLogits(
                 raw=mm(x, self.weight.t()), bias=self.bias, inverse_temperature=inverse_temperature(logit_map, x),
-                softcap=logit_map.softcap, dtype=x.dtype,
+                softcap=logit_map.softcap, dtype=x.dtype, spendable=True,
             )  # fmt: skip
         z = raw_logits(x, self.weight, self.bias)
         slope = logit_map.apply_(z)

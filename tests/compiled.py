@@ -38,7 +38,7 @@ def compiled(
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name in ("H", "hidden_stride", "weight_stride", "stride")
+        if kind.startswith("*") or name in ("H", "hidden_stride", "weight_stride", "stride", "out_stride")
     }
     result = triton.compile(
         ASTSource(kernel, signature, constants, aligned),

@@ -161,6 +161,24 @@ def test_memory_of_the_forward_pass() -> None:
     assert torch.cuda.max_memory_allocated() - before <= 8192 * 50257 * 12 / 128 + 2**22
 
 
+def test_memory_of_the_policy_loss() -> None:
+    """Beside the gradients, float32 and bfloat16, less than 600 MB at any T: a chunk of logits, in which dz is made."""
+    x, w, y = make(4096, 512, 152064)
+    leaves = [x.requires_grad_(), w.requires_grad_()]
+    advantage = torch.ones(4096, device="cuda")
+
+    def once() -> None:
+        linear_policy_loss(*leaves, y, advantage, None, denominator=4096)[0].backward()
+        x.grad = w.grad = None
+
+    once()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    once()
+    gradients_of = (4 + w.element_size()) * w.numel() + x.element_size() * x.numel()
+    assert torch.cuda.max_memory_allocated() - before <= 6e8 + gradients_of
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_selective_logprob(dtype: torch.dtype) -> None:
     g = torch.Generator("cuda").manual_seed(0)

@@ -1,6 +1,7 @@
 """All three phases on the shipped tiny policy, small and quick: what a run learns about skills, and that it resumes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,9 @@ SMALL = {
     "internalize.gate": "group",
     "checkpoint.every": 1,
 }
+
+
+SCRIPT = Path(__file__).resolve().parent.parent / "siri" / "train.py"
 
 
 def words(folder: Path, **settings) -> list[str]:
@@ -101,12 +105,35 @@ def test_a_run_resumes_in_any_phase_to_the_same_bank_and_weights(folder, stops):
     assert same(folder / name, folder / "whole", 4)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_triton_kernels_give_the_same_curve(folder):
+    """Run by Triton's interpreter, on one thread (four minutes): every op of a SIRI run, forward and backward."""
+    pytest.importorskip("triton")
+    interpreted = {**os.environ, "SIRI_KERNELS": "triton", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, str(SCRIPT), *words(folder, name="triton")]
+    said = subprocess.run(run, check=True, timeout=1150, env=interpreted, capture_output=True, text=True)
+    assert "kernels: triton (SIRI_KERNELS=triton under TRITON_INTERPRET=1)" in said.stdout + said.stderr
+    got, expected = (
+        [{name: value for name, value in line.items() if not name.startswith("mismatch/")} for line in metrics(run_dir)]
+        for run_dir in (folder / "triton", folder / "whole")
+    )
+    for i in range(4):
+        assert got[i] == pytest.approx(expected[i], rel=2e-5, abs=1e-8)
+    assert bank(folder / "triton") == bank(folder / "whole")
+    before, after, triton = weights(folder / "whole", 3), weights(folder / "whole", 4), weights(folder / "triton", 4)
+    assert distance(triton, after) < 1e-3 * distance(before, after)
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return sum(float((one[name] - other[name]).square().sum()) for name in other) ** 0.5
+
+
 @pytest.mark.multirank
 @pytest.mark.timeout(1800)
 def test_two_ranks_have_the_skills_phases_and_weights_of_one(folder):
-    script = Path(__file__).resolve().parent.parent / "siri" / "train.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*torchrun, str(script), *words(folder, name="ranks")], check=True, timeout=1750)
+    subprocess.run([*torchrun, str(SCRIPT), *words(folder, name="ranks")], check=True, timeout=1750)
     skills = bank(folder / "ranks")
     assert skills == bank(folder / "whole")
     # Group g is played on rank g modulo 2: both have written skills and tried them, or equality would prove little.

@@ -20,8 +20,8 @@ POINTERS = {
     "target_ptr": "*i64",
 }  # fmt: skip
 SIZES = (
-    "T", "V", "H", "n", "v", "num_tiles", "vocab_start", "stride", "hidden_stride", "hidden_step", "weight_stride",
-    "weight_step", "stats_stride", "N", "G", "episode_groups", "step_groups",
+    "T", "V", "H", "n", "v", "num_tiles", "vocab_start", "stride", "out_stride", "hidden_stride", "hidden_step",
+    "weight_stride", "weight_step", "stats_stride", "N", "G", "episode_groups", "step_groups",
 )  # fmt: skip
 HEAD = {"HAS_BIAS": True, "SOFTCAP": True}  # the most that a kernel has to hold
 DOUBLES = ("reward", "params", "returns", "total", "score", "stats", "episode_score", "step_score", "charge",

@@ -44,3 +44,9 @@ def test_interpreted(file: str) -> None:
 @pytest.mark.parametrize("file", QUICK)
 def test_all_interpreted(file: str) -> None:
     run(file, "-m", "not reference", "--timeout", "900")
+
+
+@pytest.mark.multirank
+@pytest.mark.timeout(300)
+def test_tensor_parallel_ranks_interpreted() -> None:
+    run("test_linear_logprob.py", "-m", "multirank", "--timeout", "280")

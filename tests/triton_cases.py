@@ -8,7 +8,15 @@ import torch
 from projections import gradients, naive, relative_error
 from torch import Tensor
 
-from siri.kernels import dispatch, linear_logprob, softmax_triton
+from siri.kernels import (
+    dispatch,
+    distill_loss,
+    distill_loss_triton,
+    linear_logprob,
+    masked_distill_loss,
+    selective_logprob,
+    softmax_triton,
+)
 from siri.kernels import linear_logprob_triton as module
 
 
@@ -78,6 +86,36 @@ def test_half_and_float_meet_in_float() -> None:
         gradients(value.sum(), *leaves), gradients(truth.sum(), *leaves), (4e-4, 2e-6), strict=True
     ):
         assert relative_error(got, expected) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("divergence", ["nll", "forward_kl", "reverse_kl", "jsd"])
+def test_gradients_take_the_place_of_logits(
+    divergence: distill_loss.Divergence, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 19 blocks: a float16 gradient ends up in the front half of the float32 row, two blocks in one's place."""
+    monkeypatch.setattr(softmax_triton, "GRAD_BLOCK", 16)
+    monkeypatch.setattr(distill_loss_triton, "BLOCK", 16)
+    x, w, y = make(9, 16, 300, dtype)
+    teacher = None if divergence == "nll" else x.flip(0)
+    row_weight = torch.linspace(0.5, 2, 9)
+
+    def gradients_in(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.detach().to(dtype).requires_grad_(), w.detach().to(dtype).requires_grad_()]
+        frozen = None if teacher is None else teacher.to(dtype)
+        loss = masked_distill_loss(*leaves, y, row_weight, divergence=divergence, teacher_hidden=frozen, denominator=9)
+        return gradients(loss, *leaves)
+
+    tolerance = 2e-3 if dtype == torch.float16 else 2e-6
+    for got, expected in zip(gradients_in(dtype), gradients_in(torch.float64), strict=True):
+        assert relative_error(got, expected) <= tolerance
+
+
+def test_logits_of_somebody_else_are_left_alone() -> None:
+    logits = torch.linspace(-2, 2, 120).view(4, 30).requires_grad_()
+    before = logits.detach().clone()
+    selective_logprob(logits, torch.arange(4)).sum().backward()
+    assert torch.equal(logits, before)
 
 
 def test_number_of_tokens_and_temperature_compile_nothing_new() -> None:
