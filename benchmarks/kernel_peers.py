@@ -8,6 +8,7 @@ A maker imports its package, prepares, and returns the call that is measured. Wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from siri.kernels import (
     linear_policy_loss,
     masked_distill_loss,
     selective_logprob,
+    token_loss,
 )
 
 OURS = "siri.kernels"
@@ -49,6 +51,19 @@ class Contestant:
 def ours_logprob(task: Task) -> Call:
     t = tokens_of(task)
     return lambda: linear_logprob(t.hidden, t.weight, t.targets)
+
+
+def ours_policy_in_large_chunks(task: Task) -> Call:
+    """Fewer passes over the gradient of the weight, twice the memory: which is better on a GPU is not known yet."""
+    if task.device.type == "cpu":
+        raise Unsupported("chunks have this size on a GPU")
+    call = ours_policy(task)
+
+    def in_large_chunks() -> Tensor:
+        with patch.object(token_loss, "GPU_CHUNK_ELEMENTS", 2**28):
+            return call()
+
+    return in_large_chunks
 
 
 def ours_policy(task: Task) -> Call:
@@ -250,6 +265,7 @@ CONTESTANTS: dict[str, list[Contestant]] = {
     ],
     "linear_policy_loss": [
         Contestant(name=OURS, make=ours_policy),
+        Contestant(name=f"{OURS}, chunks of 1 GiB", make=ours_policy_in_large_chunks),
         PLAIN,
         COMPILED,
         Contestant(name="Liger GRPO loss", make=liger_grpo, compiles=True),
