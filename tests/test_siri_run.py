@@ -114,12 +114,11 @@ def test_the_triton_kernels_give_the_same_curve(folder):
     run = [sys.executable, str(SCRIPT), *words(folder, name="triton")]
     said = subprocess.run(run, check=True, timeout=1150, env=interpreted, capture_output=True, text=True)
     assert "kernels: triton (SIRI_KERNELS=triton under TRITON_INTERPRET=1)" in said.stdout + said.stderr
-    got, expected = (
-        [{name: value for name, value in line.items() if not name.startswith("mismatch/")} for line in metrics(run_dir)]
-        for run_dir in (folder / "triton", folder / "whole")
-    )
-    for i in range(4):
-        assert got[i] == pytest.approx(expected[i], rel=2e-5, abs=1e-8)
+    for got, expected in zip(metrics(folder / "triton"), metrics(folder / "whole"), strict=True):
+        assert got.pop("phase") == expected.pop("phase")
+        gaps = [got.pop(name) for name in list(expected) if name.startswith("mismatch/")]  # rounding, no two are alike
+        assert max(gaps) < 1e-4
+        assert got == pytest.approx({name: expected[name] for name in got}, rel=2e-5, abs=1e-8)
     assert bank(folder / "triton") == bank(folder / "whole")
     before, after, triton = weights(folder / "whole", 3), weights(folder / "whole", 4), weights(folder / "triton", 4)
     assert distance(triton, after) < 1e-3 * distance(before, after)
