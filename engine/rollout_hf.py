@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from siri.engine.sampling import Completion, SampleRequest, StaleWeightsError, check_version
+from siri.kernels import selective_logprob
 
 WAVE_TOKENS = 32768
 """Most positions (padding included) of the KV cache of one wave: 0.3 GiB for the tiny policy, 1.4 GiB for 135 M
@@ -143,14 +144,13 @@ class _Drawing:
 def _draw(logits: torch.Tensor, drawings: list[_Drawing]) -> torch.Tensor:
     """One token i64[B] a row of `logits` f32[B, V], by the Gumbel-max rule; appended to `drawings`."""
     temperature = torch.tensor([drawing.request.temperature or 1.0 for drawing in drawings], device=logits.device)
-    logprob = (logits / temperature[:, None]).log_softmax(dim=-1)
-    noise = torch.ones_like(logprob)
+    noise = torch.ones_like(logits)
     for row, drawing in zip(noise, drawings, strict=True):
         if drawing.request.temperature > 0:
             row.exponential_(generator=drawing.generator)
-    tokens = (logprob - noise.log()).argmax(dim=-1)
-    chosen = logprob.gather(1, tokens[:, None]).squeeze(1)
-    for drawing, token, value in zip(drawings, tokens.tolist(), chosen.tolist(), strict=True):
+    tokens = (logits / temperature[:, None] - noise.log()).argmax(dim=-1)
+    logprob = selective_logprob(logits, tokens, temperature=temperature)
+    for drawing, token, value in zip(drawings, tokens.tolist(), logprob.tolist(), strict=True):
         drawing.tokens.append(token)
         drawing.logprobs.append(value)
     return tokens

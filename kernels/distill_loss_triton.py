@@ -113,7 +113,7 @@ def divergence_kernel(
         d *= factor
         if SOFTCAP:
             capped = z / (inverse * softcap)
-            d *= 1 - capped * capped
+            d *= tl.where(capped < -1, 0.0, 1 - capped * capped)  # a masked one was not capped: 0 * inf
         tl.debug_barrier()  # what is written now has been read by every warp, here or in an earlier block
         tl.store(out_ptr + col, d.to(out_ptr.dtype.element_ty), col < v)
 

@@ -34,6 +34,9 @@ from .dispatch import use_triton
 ROUNDING_ULP = 64
 """A return is a sum over log2(length) <= 20 levels, each rounded twice: a spread below 64 ulp is no outcome."""
 
+FLOAT32_ULP = torch.finfo(torch.float32).eps
+"""Half-precision rewards count as float32: 64 of their own ulp are half of a value."""
+
 
 class Parts(NamedTuple):
     """`gigpo_advantage(..., return_parts=True)`; all [N]."""
@@ -191,7 +194,7 @@ def gigpo_advantage(
         min_sigma=min_sigma,
         eps=eps,
         parity=parity is not None,
-        ulp=torch.finfo(reward.dtype if reward.is_floating_point() else torch.float64).eps,
+        ulp=min(torch.finfo(reward.dtype if reward.is_floating_point() else torch.float64).eps, FLOAT32_ULP),
     )
     out_dtype = torch.float64 if reward.dtype == torch.float64 and parity is None else torch.float32
     reward = reward.to(torch.float64 if parity is None else torch.float32)

@@ -210,7 +210,8 @@ def target_logit_kernel(
         h = start + tl.arange(0, BLOCK_H)
         mask = inside[:, None] & (h < H)[None, :]
         x = tl.load(hidden_ptr + row.to(tl.int64)[:, None] * hidden_stride + h[None, :] * hidden_step, mask, 0.0)
-        w = tl.load(weight_ptr + y[:, None] * weight_stride + h[None, :] * weight_step, mask, 0.0)
+        w_at = y[:, None] * weight_stride + h[None, :].to(tl.int64) * weight_step  # of a transposed weight, h * V
+        w = tl.load(weight_ptr + w_at, mask, 0.0)
         raw += tl.sum(x.to(tl.float32) * w.to(tl.float32), 1)
     if HAS_BIAS:
         raw += tl.load(bias_ptr + y, inside, 0.0).to(tl.float32)
@@ -300,8 +301,9 @@ def multiprocessors(device: torch.device) -> int:
 
 def describable(matrix: Tensor) -> bool:
     """Whether a TMA descriptor can describe it: rows of adjacent elements that all start at multiples of 16 bytes."""
-    row_bytes = matrix.stride(0) * matrix.element_size()
-    return matrix.stride(1) == 1 and row_bytes % 16 == 0 and matrix.data_ptr() % 16 == 0
+    row, column = matrix.stride()
+    aligned = row * matrix.element_size() % 16 == 0 and matrix.data_ptr() % 16 == 0
+    return aligned and column == 1 and row >= matrix.shape[1]  # an expanded row has stride 0
 
 
 def _launch_tiles(
@@ -315,8 +317,10 @@ def _launch_tiles(
         "num_warps": launch.warps, "num_stages": launch.stages, **head,
     }  # fmt: skip
     if launch.descriptors:
-        # Kept in a context variable, which the thread of a backward pass does not inherit: set for each launch.
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=x.device))
+        # Kept in a context variable, which the thread of a backward pass does not inherit: set for each launch. It
+        # stays there, so it must not hold x.
+        device = x.device
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
         programs = min(tiles, multiprocessors(x.device))
         tile_stats_tma_kernel[(programs,)](
             x, weight, bias, inverse, partial, n, V, H, x.stride(0), weight.stride(0), softcap, tiles, **common

@@ -112,7 +112,10 @@ def kept_rows(targets: Tensor, ignore_index: int, token_weight: Tensor | None) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitMap:
-    """What happens to raw logits before the softmax: soft cap, then temperature. Neither receives a gradient."""
+    """What happens to raw logits before the softmax: soft cap, then temperature. Neither receives a gradient.
+
+    A masked entry (LOGIT_FLOOR) is not capped: at -softcap it would have a probability.
+    """
 
     temperature: float | Tensor
     """A number, or [T]."""
@@ -133,16 +136,17 @@ class LogitMap:
     def ref(self, raw: Tensor) -> Tensor:
         """z for raw[T, V], differentiable."""
         if self.softcap is not None:
-            raw = self.softcap * torch.tanh(raw / self.softcap)
+            raw = torch.where(raw > LOGIT_FLOOR, self.softcap * torch.tanh(raw / self.softcap), LOGIT_FLOOR)
         return raw / self._column(raw)
 
     def apply_(self, raw: Tensor) -> Tensor | None:
         """Overwrites raw[n, v] with z and returns dz/draw, broadcastable to it (None stands for 1)."""
         slope: Tensor | None = None
         if self.softcap is not None:
+            masked = raw <= LOGIT_FLOOR
             raw.div_(self.softcap).tanh_()
             slope = 1 - raw.square()
-            raw.mul_(self.softcap)
+            raw.mul_(self.softcap).masked_fill_(masked, LOGIT_FLOOR)
         if isinstance(self.temperature, Tensor) or self.temperature != 1.0:
             inverse = self._column(raw).reciprocal()
             raw.mul_(inverse)

@@ -36,7 +36,8 @@ def mapped(raw, softcap, inverse_temperature, SOFTCAP: tl.constexpr):
     """z from raw logits. NaN stays NaN: tl.maximum in place of tl.where would swallow it."""
     z = tl.where(raw < LOGIT_FLOOR, LOGIT_FLOOR, raw)  # a bias of -inf must not meet 0 * inf
     if SOFTCAP:
-        z = softcap - 2 * softcap / (1 + tl.exp2(z * (2 * LOG2_E / softcap)))  # softcap * tanh(z / softcap)
+        capped = softcap - 2 * softcap / (1 + tl.exp2(z * (2 * LOG2_E / softcap)))  # softcap * tanh(z / softcap)
+        z = tl.where(z > LOGIT_FLOOR, capped, z)
     return z * inverse_temperature
 
 
@@ -141,7 +142,7 @@ def logit_grad_kernel(
         d *= factor
         if SOFTCAP:
             capped = z / (inverse * softcap)
-            d *= 1 - capped * capped
+            d *= tl.where(capped < -1, 0.0, 1 - capped * capped)  # a masked one was not capped: 0 * inf
         tl.debug_barrier()  # what is written now has been read by every warp, here or in an earlier block
         tl.store(out_ptr + col, d.to(out_ptr.dtype.element_ty), col < v)
 

@@ -64,7 +64,7 @@ def _step_groups(turns: Sequence[Turn], episode_group: np.ndarray, config: Gigpo
 
 
 def gigpo_advantages(
-    trajectories: Sequence[Trajectory], table: TurnTable, config: GigpoConfig
+    trajectories: Sequence[Trajectory], table: TurnTable, config: GigpoConfig, *, device: torch.device | str = "cpu"
 ) -> list[np.ndarray | None]:
     """One advantage a turn, for every token of the turn's action.
 
@@ -72,16 +72,14 @@ def gigpo_advantages(
         trajectories: those `table` was made from, in the same order.
         table: `turn_table(trajectories, config)`.
         config: every field but the grouping; see `siri.kernels.gigpo_advantage` for the formulas.
+        device: where it is computed.
 
     Returns:
         One f64[number of turns] a trajectory; None for ENV_ERROR: it must not be trained on, not even with advantage 0.
     """
+    columns = (table.reward, table.trajectory, table.episode_group, table.step_group, table.valid)
     advantage = gigpo_advantage(
-        torch.from_numpy(table.reward),
-        torch.from_numpy(table.trajectory),
-        torch.from_numpy(table.episode_group),
-        torch.from_numpy(table.step_group),
-        torch.from_numpy(table.valid),
+        *(torch.from_numpy(column).to(device) for column in columns),
         gamma=config.gamma,
         omega=config.omega,
         normalize=config.normalize,
@@ -91,7 +89,7 @@ def gigpo_advantages(
         parity=None if config.parity == "none" else config.parity,
     )
     assert isinstance(advantage, torch.Tensor)
-    per_row = advantage.numpy().astype(np.float64)
+    per_row = advantage.cpu().numpy().astype(np.float64)
     return [
         None if trajectory.ended is Ended.ENV_ERROR else per_row[table.trajectory == index]
         for index, trajectory in enumerate(trajectories)

@@ -59,7 +59,7 @@ def train(config: RunConfig, world: World) -> None:
             with log.timed("advantage"):
                 effects, skills = guidance.learn(trajectories, run.session.renderer, step=step)
                 table = turn_table(trajectories, run.advantages, statistics=config.skills.statistics)
-                advantages = gigpo_advantages(trajectories, table, run.advantages)
+                advantages = gigpo_advantages(trajectories, table, run.advantages, device=world.device)
                 episodes = rollout_metrics(trajectories, advantages, world)
                 minibatches = plan_minibatches(
                     guidance.rows(trajectories, advantages, effects=effects, step=step),

@@ -15,6 +15,10 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one program may have, by compute capability times ten."""
 
 
+MULTIPLES = ("H", "v", "hidden_stride", "weight_stride", "stride", "out_stride")
+ACCESSES = {"ld.global": "L", "st.global": "S", "bar.sync": "B"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
     """One kernel for one target."""
@@ -28,20 +32,29 @@ class Compiled:
     warps: int
     specialised: bool
     """registers are handed from some warps to others: what warp specialisation cannot do without"""
+    accesses: str
+    """of global memory, as PTX has them one after the other: L load, S store, B barrier of all warps"""
 
 
 def compiled(
-    kernel: Any, types: dict[str, str], constants: dict[str, Any], *, target: int, warps: int, stages: int = 3
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    *,
+    target: int,
+    warps: int,
+    stages: int = 3,
+    aligned: bool = True,
 ) -> Compiled:
-    """`types` by argument name ("*bf16", "i32", ...); pointers and strides count as multiples of 16, as in practice."""
+    """`types` by argument name ("*bf16", "i32", ...). Pointers are multiples of 16; `aligned`: MULTIPLES too."""
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    aligned = {
+    multiples = {
         (index,): [["tt.divisibility", 16]]
         for index, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name in ("H", "hidden_stride", "weight_stride", "stride", "out_stride")
+        if kind.startswith("*") or (aligned and name in MULTIPLES)
     }
     result = triton.compile(
-        ASTSource(kernel, signature, constants, aligned),
+        ASTSource(kernel, signature, constants, multiples),
         target=GPUTarget("cuda", target, 32),
         options={"num_warps": warps, "num_stages": stages},
     )
@@ -60,4 +73,5 @@ def compiled(
         shared=result.metadata.shared,
         warps=result.metadata.num_warps,
         specialised="setmaxnreg" in result.asm["ptx"],
+        accesses="".join(ACCESSES[name] for name in re.findall("|".join(ACCESSES), result.asm["ptx"])),
     )

@@ -194,6 +194,15 @@ def test_returns_equal_up_to_rounding_are_constant() -> None:
         assert (advantage == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rewards_in_half_precision_are_outcomes(dtype: torch.dtype) -> None:
+    """64 units in the last place of bfloat16 are half of a value: 10 and 6 counted as equal."""
+    half, exact = one_group([10.0, 6.0], [2, 2], dtype=dtype), one_group([10.0, 6.0], [2, 2])
+    got, expected = (gigpo_advantage(**rows, gamma=1.0, omega=0.0) for rows in (half, exact))
+    assert (expected != 0).all()
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("outcome", [0.0, 10.0])
 def test_the_penalty_never_defines_sigma(outcome: float) -> None:
     """One invalid row among 400 of equal outcome: verl-agent gives it -19.9; here it costs c / min_sigma a level."""

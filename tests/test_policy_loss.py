@@ -272,6 +272,34 @@ def test_half_precision_inputs(dtype: torch.dtype) -> None:
         assert relative_error(got, true_grad) <= {torch.bfloat16: 2.5e-3, torch.float16: 8e-4}[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_factor_of_a_loss_is_not_rounded_to_the_dtype_of_its_gradients(dtype: torch.dtype) -> None:
+    """0.04993 lies between two numbers of bfloat16, 0.24% from the nearer."""
+    (hidden, weight, _, targets), columns = problem(30)
+    leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+    loss, _ = linear_policy_loss(*leaves, targets, **columns, **{**OPTIONS, "denominator": 1.0})
+    plain = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for got, unscaled in zip(torch.autograd.grad(0.04993 * loss, leaves), plain, strict=True):
+        assert got.dtype == dtype
+        step = torch.finfo(dtype).eps  # each is rounded once more or less
+        assert (
+            (got.double() - 0.04993 * unscaled.double()).abs() <= 0.05 * step * unscaled.double().abs() + 1e-7
+        ).all()
+        ratio = (got.double() * unscaled.double()).sum() / unscaled.double().square().sum()
+        assert ratio.item() == pytest.approx(0.04993, rel=6e-4)
+
+
+def test_loss_scaling_rescues_float16_gradients() -> None:
+    """Over 1e7 tokens gradients are near 1e-8, and float16 knows multiples of 6e-8."""
+    (hidden, weight, _, targets), columns = problem(30)
+    leaves = [hidden.half().requires_grad_(), weight.half().requires_grad_()]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    losses = [linear_policy_loss(*pair, targets, **{**columns, "denominator": 1e7})[0] for pair in (leaves, exact)]
+    got, truth = (gradients(65536 * loss, *pair) for loss, pair in zip(losses, (leaves, exact), strict=True))
+    for value, expected in zip(got, truth, strict=True):
+        assert relative_error(value, expected) <= 2e-3
+
+
 def test_backward_twice_and_without_autograd() -> None:
     (hidden, weight, bias, targets), columns = problem(30)
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]

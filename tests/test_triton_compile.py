@@ -2,6 +2,7 @@
 specialised where `linear_logprob_triton` says so. ptxas comes with triton, so no GPU is needed.
 """
 
+import re
 from typing import Any
 
 import pytest
@@ -79,40 +80,53 @@ def test_pointer_kernel(target: int, launch: linear.Launch, kind: str, dot: Any)
     within_limits(compiled(kernel, types, constants, target=target, warps=launch.warps, stages=launch.stages), target)
 
 
+GRAD = {"HAS_TOTAL": True, "HAS_P_LOGP": True, "HAS_SCALE": True, "BLOCK": rows.GRAD_BLOCK}
+TEACHER = {"STUDENT_BIAS": True, "TEACHER_BIAS": True, "SOFTCAP": True, "HAS_SCALE": True, "BLOCK": distill.BLOCK}
+ROW_KERNELS: list[tuple[Any, dict[str, Any], int, dict[str, str]]] = [
+    (linear.target_logit_kernel, {**HEAD, **STEPS, "BLOCK_T": 16, "BLOCK_H": 128}, 4, {}),
+    (linear.merge_tiles_kernel, {"BLOCK_T": 32, "TILES": 32}, 4, {}),
+    *((rows.row_stats_kernel, {**HEAD, "BLOCK": rows.STATS_BLOCK}, rows.STATS_WARPS, {"raw_ptr": raw})
+      for raw in ("*fp32", "*bf16", "*fp16")),
+    *((rows.logit_grad_kernel, {**HEAD, **GRAD}, rows.GRAD_WARPS, {"out_ptr": out})
+      for out in ("*bf16", "*fp16", "*fp32")),
+    (rows.logit_grad_kernel, {**HEAD, **GRAD}, rows.GRAD_WARPS, {"raw_ptr": "*bf16", "out_ptr": "*bf16"}),
+    *((distill.divergence_kernel, {**TEACHER, "KIND": kind}, distill.WARPS, {"out_ptr": "*bf16"})
+      for kind in ("forward_kl", "reverse_kl", "jsd")),
+    (gigpo.returns_kernel, {"BLOCK": gigpo.RETURNS_BLOCK}, 1, GIGPO),
+    (gigpo.group_kernel, {"BLOCK": gigpo.GROUP_BLOCK}, 1, GIGPO),
+    *((gigpo.advantage_kernel, {"SCALE": True, "PARITY": parity, "BLOCK": gigpo.ROWS_BLOCK}, 4, GIGPO)
+      for parity in (False, True)),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("target", SHARED_LIMIT)
+@pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(
-    ("kernel", "constants", "warps", "types"),
+    ("kernel", "constants", "warps", "types"), ROW_KERNELS, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_row_kernels(
+    target: int, aligned: bool, kernel: Any, constants: dict[str, Any], warps: int, types: dict[str, str]
+) -> None:
+    """With sizes and strides that are multiples of 16, and with odd ones."""
+    result = compiled(kernel, types_of(kernel, **types), constants, target=target, warps=warps, aligned=aligned)
+    within_limits(result, target)
+    assert result.registers * result.warps * 32 <= 2**15  # two programs a multiprocessor at least
+
+
+@pytest.mark.parametrize("target", SHARED_LIMIT)
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "constants", "warps"),
     [
-        (linear.target_logit_kernel, {**HEAD, **STEPS, "BLOCK_T": 16, "BLOCK_H": 128}, 4, {}),
-        (linear.merge_tiles_kernel, {"BLOCK_T": 32, "TILES": 32}, 4, {}),
-        (rows.row_stats_kernel, {**HEAD, "BLOCK": rows.STATS_BLOCK}, rows.STATS_WARPS, {}),
-        (
-            rows.logit_grad_kernel,
-            {**HEAD, "HAS_TOTAL": True, "HAS_P_LOGP": True, "HAS_SCALE": True, "BLOCK": rows.GRAD_BLOCK},
-            rows.GRAD_WARPS,
-            {"out_ptr": "*bf16"},
-        ),
-        (
-            distill.divergence_kernel,
-            {
-                "KIND": "jsd",
-                "STUDENT_BIAS": True,
-                "TEACHER_BIAS": True,
-                "SOFTCAP": True,
-                "HAS_SCALE": True,
-                "BLOCK": distill.BLOCK,
-            },
-            distill.WARPS,
-            {"out_ptr": "*bf16"},
-        ),
-        (gigpo.returns_kernel, {"BLOCK": gigpo.RETURNS_BLOCK}, 1, GIGPO),
-        (gigpo.group_kernel, {"BLOCK": gigpo.GROUP_BLOCK}, 1, GIGPO),
-        (gigpo.advantage_kernel, {"SCALE": True, "PARITY": False, "BLOCK": gigpo.ROWS_BLOCK}, 4, GIGPO),
-        (gigpo.advantage_kernel, {"SCALE": True, "PARITY": True, "BLOCK": gigpo.ROWS_BLOCK}, 4, GIGPO),
+        (rows.logit_grad_kernel, {**HEAD, **GRAD}, rows.GRAD_WARPS),
+        (distill.divergence_kernel, {**TEACHER, "KIND": "reverse_kl"}, distill.WARPS),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_row_kernels(target: int, kernel: Any, constants: dict[str, Any], warps: int, types: dict[str, str]) -> None:
-    result = compiled(kernel, types_of(kernel, **types), constants, target=target, warps=warps)
-    within_limits(result, target)
-    assert result.registers <= 128  # two programs of 8 warps a multiprocessor at least
+def test_a_gradient_is_stored_when_every_warp_has_read_its_logits(
+    target: int, aligned: bool, kernel: Any, constants: dict[str, Any], warps: int
+) -> None:
+    """dz may lie where the logits are. The interpreter reads a whole block at once and would not miss the barrier."""
+    types = types_of(kernel, out_ptr="*bf16")
+    accesses = compiled(kernel, types, constants, target=target, warps=warps, aligned=aligned).accesses
+    assert re.search("L+BS+$", accesses), accesses

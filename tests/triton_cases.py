@@ -1,6 +1,7 @@
 """What only the Triton kernels have, in the interpreter: run by `test_triton_interpreter.py`."""
 
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -48,6 +49,26 @@ def test_descriptor_kernel(
     got = linear_logprob(x, w, y, **head, return_entropy=True, return_lse=True)
     for value, truth in zip(got, naive(x, w, y, **head), strict=True):
         assert (value - truth).abs().max() <= 1e-5
+
+
+def test_descriptors_need_aligned_rows_that_do_not_overlap() -> None:
+    x = torch.zeros(4, 16)
+    assert module.describable(x)
+    assert not module.describable(x[:1].expand(4, 16))
+    assert not module.describable(torch.zeros(65)[1:].view(4, 16))
+    assert not module.describable(torch.zeros(4, 17))
+    assert not module.describable(x.t())
+
+
+def test_the_allocator_of_descriptors_holds_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = module.Launch(block_t=32, block_v=64, block_h=16, warps=4, stages=2, descriptors=True)
+    monkeypatch.setattr(module, "choose_launch", lambda *_: launch)
+    x, w, y = make(4, 16, 100)
+    alive = weakref.ref(x.untyped_storage())
+    linear_logprob(x, w, y)
+    assert alive() is not None
+    del x
+    assert alive() is None
 
 
 def test_slabs_and_partial_results_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
