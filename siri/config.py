@@ -276,7 +276,7 @@ class RunConfig(Section):
     iterations: PositiveInt = 12
     """Rollout-and-update rounds."""
     max_env_steps: PositiveInt | None = None
-    """Environment steps after which the run ends, with the iteration in which they are reached."""
+    """Environment steps that the run ends with, as nearly as whole iterations can: at least one is done."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run directory."""
     environment: EnvironmentConfig = EnvironmentConfig()

@@ -122,8 +122,8 @@ def test_any_text_is_shown_as_it_is(text):
         ({"samples": [SAMPLE, {**SAMPLE, "step": 5}]}, ["1 of the 1 pairs"]),
         ({"summary": {**SUMMARY, "iterations": 1}}, ["2 of 2 iterations are done"]),
         ({"config": {"iterations": 9}}, ["2 of 9 iterations are done"]),
-        ({"config": {"iterations": 9, "max_env_steps": 40}}, ["Finished: 2 iterations"]),
-        ({"config": {"iterations": 9, "max_env_steps": 41}}, ["2 of at most 9 iterations"]),
+        ({"config": {"iterations": 9, "max_env_steps": 50}}, ["Finished: 2 iterations"]),
+        ({"config": {"iterations": 9, "max_env_steps": 51}}, ["2 of at most 9 iterations"]),
         (
             {"config": {"algorithm": "gigpo"}, "lines": [PLAIN]},
             ["algorithm gigpo has none", "plain episodes only"],
