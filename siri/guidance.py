@@ -147,7 +147,7 @@ class Guidance:
     def distill_lambda(self, step: int) -> float:
         """Weight of the internalisation loss in iteration `step`."""
         config = self.config.internalize
-        if self.phase != "internalise":
+        if self.phase != "internalise" or self.config.no_internalisation:
             return 0.0
         return lambda_at(step - self.began, lambda_max=config.lambda_max, lambda_warmup=config.lambda_warmup)
 

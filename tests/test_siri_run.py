@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from test_train import metrics, same, weights
 
 from siri.cli import main as siri
+from siri.config import RunConfig
+from siri.engine.config import load_config
 from siri.shipped import resolve
 from siri.train import main
 
@@ -227,9 +229,38 @@ def test_unreadable_skills_are_refused(folder, tmp_path, capsys, content, messag
         ({"algorithm": "gigpo", "no_gate": "true"}, "no_gate: is for algorithm: siri, not gigpo"),
         ({"skills.n_eval": 9, "skills.max_eval": 3}, "skills.n_eval: 9 is above skills.max_eval: 3"),
         ({"skills.retire_below": 1.0}, "skills.retire_below: 1.0 is above skills.promote_above: -2.0"),
+        (
+            {"no_internalisation": "true", "phases.only": "internalise"},
+            "no_internalisation: phases.only: internalise is that phase alone; leave one of the two out",
+        ),
+        (
+            {"phases.min_tasks": 9, "mining.buffer_size": 8},
+            "phases.min_tasks: 9 tasks are never reached by a buffer of mining.buffer_size: 8; lower the first",
+        ),
+        (
+            {"skills.max_eval": 1, "skills.confidence": 0.5},
+            "skills.max_eval: 1 evaluation has no standard error, and with skills.confidence: 0.5 every skill",
+        ),
         ({"mining.temperature": 0, "mining.num_candidates": 2}, "mining.num_candidates: 2 answers would all be"),
     ],
 )
-def test_impossible_combinations_are_refused(folder, capsys, settings, message):
-    assert siri(["train", *words(folder, name="refused", **settings)]) == 2
+def test_impossible_combinations_are_refused(tmp_path, capsys, settings, message):
+    assert siri(["train", *words(tmp_path, **settings)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"skills.max_eval": 1},
+        {"skills.max_eval": 2, "skills.confidence": 0.5},
+        {"phases.min_tasks": 8, "mining.buffer_size": 8},
+        {"phases.min_tasks": 9, "mining.buffer_size": 8, "no_warmup": "true"},
+        {"phases.min_tasks": 9, "mining.buffer_size": 8, "phases.only": "mining"},
+        {"phases.min_tasks": 9, "mining.buffer_size": 8, "algorithm": "gigpo"},
+        {"no_internalisation": "true", "phases.only": "mining"},
+        {"phases.only": "internalise"},
+    ],
+)
+def test_combinations_next_to_the_impossible_ones_load(tmp_path, settings):
+    load_config(RunConfig, None, words(tmp_path, **settings))
