@@ -306,20 +306,25 @@ def mine(
             if skill is Rejection.DUPLICATE:
                 repeats.append(Repeat(index=closest(answer.text, taken), task_id=success.task_id))
             continue
-        origin = Origin(
-            task_id=success.task_id,
-            task_type=success.task_type,
-            iteration=iteration,
-            policy_version=policy_version,
-            played=success.iteration,
-            group=success.group,
-            member=success.member,
-        )
+        origin = origin_of(success, iteration=iteration, policy_version=policy_version)
         candidates.append(Candidate(condition=skill[0], strategy=skill[1], origin=origin))
         taken.append(skill)
     counts["kept"] = len(candidates)
     names = ("unshown", "drawn", "kept", *(reason.value for reason in Rejection))
     return candidates, repeats, {name: counts[name] for name in names}
+
+
+def origin_of(success: Success, *, iteration: int, policy_version: int) -> Origin:
+    """Of a skill that `policy_version` wrote in `iteration` when it was shown this success."""
+    return Origin(
+        task_id=success.task_id,
+        task_type=success.task_type,
+        iteration=iteration,
+        policy_version=policy_version,
+        played=success.iteration,
+        group=success.group,
+        member=success.member,
+    )
 
 
 def closest(text: str, known: Sequence[tuple[str, str]]) -> int:
