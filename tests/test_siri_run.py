@@ -174,6 +174,7 @@ def test_the_comparison_with_the_bank_says_what_it_is(folder, capsys):
     both = json.loads(capsys.readouterr().out)
     assert both["plain"] == plain
     assert both["with_bank"]["episodes"] == 3
+    assert (plain["prompt"], both["with_bank"]["prompt"]) == ("plain", "with skills")
     assert both["with_bank"]["split_hash"] == plain["split_hash"]
     active = [skill for skill in bank(folder / "whole") if skill["status"] == "active"]
     assert both["skills"] == len(active)
@@ -182,6 +183,7 @@ def test_the_comparison_with_the_bank_says_what_it_is(folder, capsys):
     assert first.startswith("plain prompt")
     assert "not a result of the plain policy" in second
     assert "plain prompt" not in second
+    assert "\nprompt with skills, split train" in second
     assert siri([*command, "--with-skills", "--checkpoint", "initial"]) == 2
     assert "--with-skills: the bank of this checkpoint has no active skill (0 in all)" in capsys.readouterr().err
 
