@@ -93,7 +93,7 @@ def test_the_bank_holds_what_the_metrics_say(folder):
         assert skill["origin"]["iteration"] >= 1
     assert all("rollout/guided_success_rate" in line for line in lines if line["skills/trials"])
     internalised = [line.get("distill/tokens", 0.0) for line in lines]
-    assert summary["tokens_internalised"] == sum(internalised)
+    assert summary["tokens_internalised"] == sum(internalised) > 0
     assert sum(internalised[: [line["phase"] for line in lines].index("internalise")]) == 0
 
 
