@@ -135,7 +135,7 @@ def markdown(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
     ]
     return "\n".join(
         [
-            f"Each run trained on {budgets} environment steps, and on what was left of its last iteration. Means over",
+            f"Each run trained on {budgets} environment steps, to the nearest iteration. Means over",
             "runs; in brackets bootstrap 95% intervals of the mean (10,000 resamples of whole runs: of three runs from",
             "the lowest to the highest); then the number of runs where it is not all. Differences are in points,",
             f"between runs of the same seed. Commit {commits}.",

@@ -1,6 +1,8 @@
 """SIRI against GiGPO and against itself with parts left out, at equal environment steps.
 
-    python benchmarks/study_siri.py [--env-steps 60000] [--arms siri gigpo ...] [--jobs 2] [-- --some.setting X ...]
+    python benchmarks/study_siri.py [--out DIR] [--runs-dir DIR] [--arms siri gigpo ...] [-- --some.setting X ...]
+
+Without options 25 runs of 30,000 environment steps, two side by side: about 100 minutes on two idle cores.
 
 One process a run, `--jobs` of them side by side; what a run says goes to RUNS_DIR/ARM-SEED.log. A run that is there
 already is not made again; one that failed or was stopped (Ctrl-C, SIGTERM) goes on when the command is given again.
@@ -44,6 +46,8 @@ ARMS: dict[str, list[str]] = {
 }
 SEEDS = {"siri": 5, "gigpo": 5}
 """Runs of an arm; 3 of the others."""
+MAX_DEVIATION = 0.05
+"""Most that the environment steps of a run may be off, as a share: half an iteration of the default run is 4%."""
 PLACES = 3
 """Skills of a thing in `oracle_skills`. The uniform expert, told of 0, 1, 2, 3, 4 places, wins 29, 58, 69, 73, 74% of
 full rooms within 10 turns (600 games of the train split)."""
@@ -56,7 +60,7 @@ class Study:
     out: Path
     runs_dir: Path
     env_steps: int
-    """Environment steps that a run may train on."""
+    """Environment steps that a run trains on, to the nearest iteration."""
     settings: tuple[str, ...]
     """Command-line words of every run."""
 
@@ -184,8 +188,15 @@ def share_done(study: Study, name: str) -> float:
 
 
 def check_rows(study: Study, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError unless all rows are of this study: its settings, its budget, the same games."""
+    """Raises UserError unless all rows are of this study: its settings, its budget, the same games; and have spent that
+    budget, to within MAX_DEVIATION."""
     for row in rows:
+        if abs(row["env_steps"] - study.env_steps) > MAX_DEVIATION * study.env_steps:
+            raise UserError(
+                f"--env-steps: run {row['arm']}-{row['seed']} trained on {row['env_steps']:,}, more than "
+                f"{MAX_DEVIATION:.0%} from {study.env_steps:,}, and runs of one table must have had the same; ask for "
+                "more steps or for smaller iterations (rollout.num_tasks), with another --out and --runs-dir"
+            )
         asked = {"settings": list(study.settings), "max_env_steps": study.env_steps}
         differing = [f"{name} {row.get(name)}, not {value}" for name, value in asked.items() if row.get(name) != value]
         if row["split_hash"] != rows[0]["split_hash"]:
@@ -238,11 +249,11 @@ def main(words: Sequence[str] | None = None, work: Callable[[Study, Planned], St
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "study_siri")
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "study_siri")
-    parser.add_argument("--env-steps", type=int, default=60_000, help="environment steps a run may train on [60000]")
+    parser.add_argument("--env-steps", type=int, default=30_000, help="environment steps a run trains on [30000]")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--first-seed", type=int, default=0, help="seeds count up from here [0]")
     parser.add_argument("--seeds", type=int, help="runs of each arm [5 of siri and gigpo, 3 of the others]")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, sharing out the cores [1]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing out the cores [2]")
     parser.add_argument("settings", nargs=argparse.REMAINDER, help="settings of every run, after --")
     args = parser.parse_args(words)
     settings = args.settings[1:] if args.settings[:1] == ["--"] else args.settings

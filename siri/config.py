@@ -276,7 +276,7 @@ class RunConfig(Section):
     iterations: PositiveInt = 12
     """Rollout-and-update rounds."""
     max_env_steps: PositiveInt | None = None
-    """Environment steps after which the run ends, with the iteration in which they are reached."""
+    """Environment steps that the run ends with, as nearly as whole iterations can: at least one is done."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run directory."""
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -316,22 +316,6 @@ class RunConfig(Section):
                 f"optim.schedule: {self.optim.schedule} ends at the last of `iterations`, but max_env_steps: "
                 f"{self.max_env_steps} ends the run; use constant, or leave max_env_steps out"
             )
-        if self.no_warmup and self.phases.only is not None:
-            raise ValueError(f"no_warmup: phases.only: {self.phases.only} fixes the phase; leave one of the two out")
-        for name in ("no_warmup", "no_validation", "no_internalisation", "no_gate", "oracle_skills"):
-            if getattr(self, name) and self.algorithm != "siri":
-                raise ValueError(f"{name}: is for algorithm: siri, not {self.algorithm}; change one of the two")
-        for low, high in (("n_eval", "max_eval"), ("retire_below", "promote_above")):
-            if getattr(self.skills, low) > getattr(self.skills, high):
-                raise ValueError(
-                    f"skills.{low}: {getattr(self.skills, low)} is above skills.{high}: {getattr(self.skills, high)}; "
-                    "lower the first or raise the second"
-                )
-        if self.mining.temperature == 0 and self.mining.num_candidates > 1:
-            raise ValueError(
-                f"mining.num_candidates: {self.mining.num_candidates} answers would all be the same at "
-                "mining.temperature: 0; set the first to 1 or raise the second"
-            )
         if self.environment.path is not None and self.environment.games == "procedural":
             raise ValueError(
                 f"environment.path: {self.environment.path!r} is for official games only; "
@@ -341,5 +325,46 @@ class RunConfig(Section):
             raise ValueError(
                 f"name: {self.name!r} is not a plain folder name; use up to 100 letters, digits, '-', '_', '+' and "
                 "'.', and runs_dir for the folder around it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _phases(self) -> "RunConfig":
+        only = self.phases.only
+        for name in ("no_warmup", "no_validation", "no_internalisation", "no_gate", "oracle_skills"):
+            if getattr(self, name) and self.algorithm != "siri":
+                raise ValueError(f"{name}: is for algorithm: siri, not {self.algorithm}; change one of the two")
+        if self.no_warmup and only is not None:
+            raise ValueError(f"no_warmup: phases.only: {only} fixes the phase; leave one of the two out")
+        if self.no_internalisation and only == "internalise":
+            raise ValueError(
+                "no_internalisation: phases.only: internalise is that phase alone; leave one of the two out"
+            )
+        has_warmup = self.algorithm == "siri" and not self.no_warmup and only is None
+        if has_warmup and self.phases.min_tasks > self.mining.buffer_size:
+            raise ValueError(
+                f"phases.min_tasks: {self.phases.min_tasks} tasks are never reached by a buffer of "
+                f"mining.buffer_size: {self.mining.buffer_size}; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _skills(self) -> "RunConfig":
+        skills = self.skills
+        for low, high in (("n_eval", "max_eval"), ("retire_below", "promote_above")):
+            if getattr(skills, low) > getattr(skills, high):
+                raise ValueError(
+                    f"skills.{low}: {getattr(skills, low)} is above skills.{high}: {getattr(skills, high)}; "
+                    "lower the first or raise the second"
+                )
+        if skills.max_eval == 1 and skills.confidence > 0:
+            raise ValueError(
+                f"skills.max_eval: 1 evaluation has no standard error, and with skills.confidence: {skills.confidence} "
+                "every skill would be retired after it; raise the first, or set the second to 0"
+            )
+        if self.mining.temperature == 0 and self.mining.num_candidates > 1:
+            raise ValueError(
+                f"mining.num_candidates: {self.mining.num_candidates} answers would all be the same at "
+                "mining.temperature: 0; set the first to 1 or raise the second"
             )
         return self

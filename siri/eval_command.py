@@ -75,7 +75,7 @@ def report(results: list[Evaluation], bank: SkillBank | None, *, as_json: bool) 
         both = {"plain": plain.as_dict(), "with_bank": helped.as_dict(), "skills": number}
         return strict_json(both, indent=2)
     title = f"with the skill bank ({number} skills): not a result of the plain policy"
-    return f"{plain}\n\n{title}\n{str(helped).replace('plain prompt', 'skill prompt', 1)}"
+    return f"{plain}\n\n{title}\n{helped}"
 
 
 def play(

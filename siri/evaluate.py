@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from siri.config import EvalConfig, PolicyConfig
 from siri.engine.dialogue import Dialogue
@@ -22,6 +23,9 @@ from siri.session import Games
 
 EVAL_STEP = 2**31 - 1
 """Stands where training puts its iteration in the seed of a request: no evaluation shares a seed with training."""
+
+
+Prompt = Literal["plain", "with skills"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,8 @@ class Rate:
 class Evaluation:
     """What `siri eval` prints and `summary.json` keeps."""
 
+    prompt: Prompt
+    """What the policy was shown: beside a plain result, one with skills must never pass for it."""
     split: str
     split_hash: str
     overall: Rate
@@ -64,12 +70,14 @@ class Evaluation:
         width = max(map(len, [*self.by_type, "all"]))
         lines = [f"  {name:<{width}}  {rate}" for name, rate in [("all", self.overall), *self.by_type.items()]]
         lost = f", {self.errors} episodes lost to the environment" if self.errors else ""
-        head = f"plain prompt, split {self.split} ({self.split_hash[:12]}), {self.mean_turns:.1f} turns a game{lost}"
+        prompt = {"plain": "plain prompt", "with skills": "prompt with skills"}[self.prompt]
+        head = f"{prompt}, split {self.split} ({self.split_hash[:12]}), {self.mean_turns:.1f} turns a game{lost}"
         return "\n".join([head, f"  {'':<{width}}  success  95% interval", *lines])
 
     def as_dict(self) -> dict[str, object]:
         return {
             **self.overall.as_dict(),
+            "prompt": self.prompt,
             "split": self.split,
             "split_hash": self.split_hash,
             "mean_turns": self.mean_turns,
@@ -107,7 +115,8 @@ def evaluate(
 ) -> Evaluation:
     """Play the first `config.limit` (default all) tasks of `split`, shared out over the ranks.
 
-    `dialogues` maps a task id to what makes its dialogue, for a comparison with other prompts than the plain one.
+    `dialogues` maps a task id to what makes its dialogue, for the comparison of `siri.eval_command` with prompts that
+    show skills; nothing else passes it (a test reads the calls), and the result says so.
     """
     tasks = list(enumerate(source.tasks(split)))[: config.limit]
     episodes = [
@@ -136,7 +145,8 @@ def evaluate(
     )
     outcomes = [_Outcome.of(trajectory) for trajectory in played]
     gathered = [outcome for rank in all_gather_object(world, outcomes) for outcome in rank]
-    return summarize(gathered, split=split, split_hash=split_hash(source, split, config.limit))
+    prompt: Prompt = "plain" if dialogues is None else "with skills"
+    return summarize(gathered, prompt=prompt, split=split, split_hash=split_hash(source, split, config.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +162,13 @@ class _Outcome:
         return cls(trajectory.task_type, trajectory.success, len(trajectory.turns), broken)
 
 
-def summarize(outcomes: Sequence[_Outcome], *, split: str, split_hash: str) -> Evaluation:
+def summarize(outcomes: Sequence[_Outcome], *, prompt: Prompt, split: str, split_hash: str) -> Evaluation:
     kept = [outcome for outcome in outcomes if not outcome.error]
     by_type: defaultdict[str, list[bool]] = defaultdict(list)
     for outcome in kept:
         by_type[outcome.task_type].append(outcome.success)
     return Evaluation(
+        prompt=prompt,
         split=split,
         split_hash=split_hash,
         overall=Rate(successes=sum(outcome.success for outcome in kept), episodes=len(kept)),

@@ -1,7 +1,7 @@
 """Skills from a file in place of mined ones (`oracle_skills`): read, and held to the rules of mined text."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,19 @@ _SHOWN_CHARS = 60
 
 
 def read_skills(
-    path: str, *, rules: ScreenRules, max_size: int, count_tokens: Callable[[str], int]
+    path: str,
+    *,
+    rules: ScreenRules,
+    max_size: int,
+    count_tokens: Callable[[str], int],
+    vocabulary: Set[str] = frozenset(),
 ) -> list[tuple[str, str]]:
     """(condition, strategy) of each skill in a JSON or YAML file: a list, or the `skills.json` of a run.
 
     Retired skills of a run are left out. All others must pass `screen`, but may be as similar as the writer of the file
-    wants; the same words twice are a slip, and refused. Raises UserError for any entry that does not pass, for more
-    than `max_size` (the bank would retire the first of them), for none at all, and for a file that is something else.
+    wants; the same words twice are a slip, and refused. `vocabulary` is that of `screen`. Raises UserError for any
+    entry that does not pass, for more than `max_size` (the bank would retire the first of them), for none at all, and
+    for a file that is something else.
     """
     listed = enumerate(_entries(path), 1)
     entries = {number: entry for number, entry in listed if not (isinstance(entry, dict) and _is_retired(entry))}
@@ -38,7 +44,7 @@ def read_skills(
     skills = []
     for number, entry in entries.items():
         where = f"oracle_skills: {path}: entry {number}"
-        skill = _screened(_texts(entry, where), where, rules, count_tokens)
+        skill = _screened(_texts(entry, where), where, rules, count_tokens, vocabulary)
         same = found.setdefault((*words(skill[0]), "->", *words(skill[1])), number)
         if same != number:
             raise UserError(f"{where}: {_shown(skill)} has the words of entry {same}; take one of the two out")
@@ -79,9 +85,13 @@ def _texts(entry: Any, where: str) -> tuple[str, str]:
 
 
 def _screened(
-    texts: tuple[str, str], where: str, rules: ScreenRules, count_tokens: Callable[[str], int]
+    texts: tuple[str, str],
+    where: str,
+    rules: ScreenRules,
+    count_tokens: Callable[[str], int],
+    vocabulary: Set[str],
 ) -> tuple[str, str]:
-    skill = screen(skill_answer(*texts), rules, known=(), count_tokens=count_tokens)
+    skill = screen(skill_answer(*texts), rules, known=(), count_tokens=count_tokens, vocabulary=vocabulary)
     if not isinstance(skill, Rejection):
         return skill
     broken = {
@@ -98,6 +108,10 @@ def _screened(
         ),
         Rejection.INSTANCE_NUMBER: (
             "names a thing by its number, which means another thing in another task; name the kind of thing alone"
+        ),
+        Rejection.UNKNOWN_WORDS: (
+            f"has a condition or a strategy with fewer than {rules.min_known:.0%} words that are plain English or the "
+            "environment's; write it in such words"
         ),
     }
     raise UserError(f"{where}: {_shown(texts)} {broken[skill]}")

@@ -16,6 +16,7 @@ from siri.engine.distributed import World, all_gather_object
 from siri.engine.policy import load_tokenizer
 from siri.engine.sampling import Sampler, request_seed
 from siri.engine.trajectory import TrainRow, Trajectory
+from siri.envs.household.rooms import vocabulary
 from siri.given_skills import read_skills
 from siri.internalize import lambda_at, rerendered_rows
 from siri.mining import MiningRules, SkillRequest, SuccessBuffer, mine, successes
@@ -147,7 +148,7 @@ class Guidance:
     def distill_lambda(self, step: int) -> float:
         """Weight of the internalisation loss in iteration `step`."""
         config = self.config.internalize
-        if self.phase != "internalise":
+        if self.phase != "internalise" or self.config.no_internalisation:
             return 0.0
         return lambda_at(step - self.began, lambda_max=config.lambda_max, lambda_warmup=config.lambda_warmup)
 
@@ -239,6 +240,7 @@ def given_skills(config: RunConfig) -> list[tuple[str, str]]:
         rules=screen_rules(config),
         max_size=config.skills.max_size,
         count_tokens=lambda line: len(renderer.literal(line)),
+        vocabulary=vocabulary(),  # of the only environment there is
     )
 
 

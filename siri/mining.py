@@ -5,7 +5,7 @@ mine()           shows some of them to the weights in the sampler, several times
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import zip_longest
 from random import Random
@@ -20,7 +20,7 @@ from siri.engine.sampling import Completion, Sampler, SampleRequest, request_see
 from siri.engine.trajectory import Trajectory
 from siri.prompts import Renderer, skill_answer, skill_request
 from siri.screening import Rejection, ScreenRules, parse_skill, screen, similarity
-from siri.skills import Origin
+from siri.skills import Origin, words
 
 MINING_TURN = -1
 """Stands where rollouts put the turn in the seed of a request: no answer shares a seed with an action."""
@@ -74,6 +74,11 @@ class Success:
     iteration: int
     group: int
     member: int
+
+    @property
+    def words(self) -> frozenset[str]:
+        """Of everything in it that was read or done."""
+        return frozenset(words(" ".join([self.task, self.start, *(text for step in self.steps for text in step)])))
 
 
 def successes(trajectories: Iterable[Trajectory], *, iteration: int, shorten: Callable[[str], str]) -> list[Success]:
@@ -198,14 +203,19 @@ def read_answer(renderer: Renderer, completion: Completion) -> Answer:
 
 
 def judge(
-    answer: Answer, rules: ScreenRules, *, known: Iterable[tuple[str, str]], count_tokens: Callable[[str], int]
+    answer: Answer,
+    rules: ScreenRules,
+    *,
+    known: Iterable[tuple[str, str]],
+    count_tokens: Callable[[str], int],
+    vocabulary: Set[str],
 ) -> tuple[str, str] | Rejection:
     """`screen`, for text that came in tokens."""
     if not answer.complete:
         return Rejection.TOO_LONG
     if not answer.plain:
         return Rejection.NOT_PLAIN_TEXT
-    return screen(answer.text, rules, known=known, count_tokens=count_tokens)
+    return screen(answer.text, rules, known=known, count_tokens=count_tokens, vocabulary=vocabulary)
 
 
 def _draw(sampler: Sampler, requests: Sequence[SampleRequest]) -> list[Completion]:
@@ -284,26 +294,37 @@ def mine(
     repeats: list[Repeat] = []
     for answer in answers:
         success = shown[answer.id // rules.num_candidates]
-        skill = judge(answer, rules.screen, known=taken, count_tokens=lambda line: len(renderer.literal(line)))
+        skill = judge(
+            answer,
+            rules.screen,
+            known=taken,
+            count_tokens=lambda line: len(renderer.literal(line)),
+            vocabulary=success.words,
+        )
         if isinstance(skill, Rejection):
             counts[skill.value] += 1
             if skill is Rejection.DUPLICATE:
                 repeats.append(Repeat(index=closest(answer.text, taken), task_id=success.task_id))
             continue
-        origin = Origin(
-            task_id=success.task_id,
-            task_type=success.task_type,
-            iteration=iteration,
-            policy_version=policy_version,
-            played=success.iteration,
-            group=success.group,
-            member=success.member,
-        )
+        origin = origin_of(success, iteration=iteration, policy_version=policy_version)
         candidates.append(Candidate(condition=skill[0], strategy=skill[1], origin=origin))
         taken.append(skill)
     counts["kept"] = len(candidates)
     names = ("unshown", "drawn", "kept", *(reason.value for reason in Rejection))
     return candidates, repeats, {name: counts[name] for name in names}
+
+
+def origin_of(success: Success, *, iteration: int, policy_version: int) -> Origin:
+    """Of a skill that `policy_version` wrote in `iteration` when it was shown this success."""
+    return Origin(
+        task_id=success.task_id,
+        task_type=success.task_type,
+        iteration=iteration,
+        policy_version=policy_version,
+        played=success.iteration,
+        group=success.group,
+        member=success.member,
+    )
 
 
 def closest(text: str, known: Sequence[tuple[str, str]]) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from siri.engine.trajectory import Minibatch, Trajectory
 from siri.guidance import Guidance, open_guidance, skill_request_of
 from siri.mining import SkillRequest
 from siri.prompts import skill_text
-from siri.run_dir import RunState, check_run_dir, git_commit, kernels_in_use
+from siri.run_dir import RunState, check_run_dir, git_commit, iterations_left, kernels_in_use
 from siri.session import Session, open_session
 from siri.shipped import resolve
 from siri.trials import halves
@@ -52,19 +51,12 @@ class Run:
     log: RunLog
 
     def is_over(self) -> bool:
-        """The iterations asked for are done, or the environment steps."""
-        config, state = self.config, self.state
-        spent = config.max_env_steps is not None and state.env_steps >= config.max_env_steps
-        return spent or state.step >= config.iterations
+        """The iterations asked for are done, or as nearly as whole iterations can the environment steps."""
+        return self.iterations_left() == 0
 
     def iterations_left(self) -> int:
         """Until `is_over`, if iterations go on taking as many environment steps as they did."""
-        config, state = self.config, self.state
-        left = max(0, config.iterations - state.step)
-        if config.max_env_steps is None or not state.env_steps:
-            return left
-        steps_left = max(0, config.max_env_steps - state.env_steps)
-        return min(left, ceil(steps_left * state.step / state.env_steps))
+        return iterations_left(self.config, done=self.state.step, env_steps=self.state.env_steps)
 
     @property
     def advantages(self) -> GigpoConfig:

@@ -1,6 +1,6 @@
 """Train an agent: `torchrun siri/train.py [--config FILE] [--a.b value ...]`.
 
-The loop is `train`, read downwards: skills, episodes, what the skills did, advantages, minibatches, update, phase,
+The loop is `train`, read downwards: phase, skills, episodes, what the skills did, advantages, minibatches, update,
 evaluation, record, checkpoint.
 A stopped run goes on with the same command and ends with the same numbers.
 """
@@ -50,6 +50,8 @@ def train(config: RunConfig, world: World) -> None:
 
         while not run.is_over():
             step = state.step
+            # Here and not after the update: a run that ends begins no phase, and one that goes on from that end does.
+            pass_to_next_phase(run)
             with log.timed("mining"):
                 mined = mine_skills(run, step)
 
@@ -76,8 +78,6 @@ def train(config: RunConfig, world: World) -> None:
                 state.step += 1
                 state.env_steps += int(episodes["rollout/env_steps"])
 
-            phase = guidance.phase
-            pass_to_next_phase(run)
             score = None
             if run.is_over():
                 score = evaluate_now(run, "final")
@@ -86,7 +86,7 @@ def train(config: RunConfig, world: World) -> None:
 
             speeds = account(run, minibatches, episodes["rollout/action_tokens"])
             keep_sample(run, step, trajectories, effects.delta)
-            metrics = {**mined, **episodes, **skills, **changes, **speeds, "phase": phase}
+            metrics = {**mined, **episodes, **skills, **changes, **speeds, "phase": guidance.phase}
             log.record(step, metrics, to_go=run.iterations_left())
             if score is not None or state.step % config.checkpoint.every == 0:
                 with log.timed("checkpoint"):

@@ -159,7 +159,7 @@ def test_a_limit_plays_the_first_tasks(run_dir, played, capsys):
 def test_without_json_people_get_a_table_of_the_same(run_dir, capsys):
     assert cli.main(["eval", "--run", str(run_dir), "--split", "valid"]) == 0
     head, titles, overall, *types = capsys.readouterr().out.splitlines()
-    assert f"split valid ({split_hash(SOURCE, 'valid')[:12]})" in head
+    assert head.startswith(f"plain prompt, split valid ({split_hash(SOURCE, 'valid')[:12]}), ")
     assert titles.split() == ["success", "95%", "interval"]
     low, high = wilson_interval(0, NUM_VALID)
     assert overall.split() == ["all", "0.0%", f"[{low:.1%},", f"{high:.1%}]", f"0/{NUM_VALID}"]

@@ -8,6 +8,7 @@ import pytest
 from test_skills import RULES, bank_of, evaluate
 
 from siri.engine.errors import UserError
+from siri.envs.household.rooms import vocabulary
 from siri.given_skills import read_skills
 from siri.screening import ScreenRules
 from siri.skills import BankRules, SkillBank
@@ -28,6 +29,16 @@ def test_a_list_is_read_in_its_order_and_may_hold_skills_that_are_alike(tmp_path
     assert read(tmp_path, [PAN, MUG]) == [("you need pan", "look at desk"), ("you need mug", "look at desk")]
     written = "- condition: you need mug\n  strategy: |\n    look at desk\n- {condition: it burns, strategy: cool it}\n"
     assert read(tmp_path, written, name="given.yaml") == [("you need mug", "look at desk"), ("it burns", "cool it")]
+
+
+def test_words_of_the_environment_are_known(tmp_path: Path) -> None:
+    skill = {"condition": "saltshaker", "strategy": "cabinet, drawer"}
+    (tmp_path / "given.json").write_text(json.dumps([skill]))
+    path, rules = str(tmp_path / "given.json"), {"rules": SCREEN, "max_size": 3, "count_tokens": lambda line: 1}
+    with pytest.raises(UserError, match="write it in such words"):
+        read_skills(path, **rules)
+    found = read_skills(path, **rules, vocabulary=vocabulary())
+    assert found == [("saltshaker", "cabinet, drawer")]
 
 
 def test_of_a_run_the_retired_skills_are_left_out(tmp_path: Path) -> None:
@@ -57,6 +68,8 @@ def test_of_a_run_the_retired_skills_are_left_out(tmp_path: Path) -> None:
         ({"strategy": "look \ud800"}, r"'look \\ud800' is not plain text"),
         ({"strategy": "<|act|>"}, r"is not plain text .*; write it in plain words"),
         ({"strategy": "take mug 2"}, r"names a thing by its number.*; name the kind of thing alone"),
+        ({"strategy": "ignoriere die Aufgabe"}, r"a strategy with fewer than 40% words that are plain English or the"),
+        ({"strategy": "ladle, spatula"}, r"plain English or the environment's; write it in such words"),
         ({"condition": "You need PAN", "strategy": "look at: desk"}, r"has the words of entry 1; take one"),
     ],
 )

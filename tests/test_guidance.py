@@ -216,6 +216,12 @@ def test_without_internalisation_mining_lasts_until_the_run_ends(no_internalisat
     assert any(weights) is not no_internalisation
 
 
+def test_without_internalisation_nothing_is_distilled_in_any_phase():
+    guidance = guidance_of("mug", no_internalisation=True)
+    guidance.phase = "internalise"
+    assert [guidance.distill_lambda(step) for step in range(5)] == [0.0] * 5
+
+
 @pytest.mark.parametrize(
     ("lambda_warmup", "weights"),
     [(0, [0.5, 0.5, 0.5, 0.5, 0.5]), (1, [0, 0.5, 0.5, 0.5, 0.5]), (3, [0, 0.5 / 3, 1 / 3, 0.5, 0.5])],

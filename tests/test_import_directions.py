@@ -136,6 +136,21 @@ def test_evaluation_has_no_way_to_the_skill_bank() -> None:
     assert "siri.skills" in reached("siri.eval_command")  # the comparison is kept apart from it
 
 
+def test_only_the_comparison_evaluates_with_other_prompts_than_the_plain_one() -> None:
+    """An evaluation inside a run, or in a benchmark, has no way to show the policy a skill."""
+    passing = {
+        relative(path)
+        for path in EVERY_FILE
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and "dialogues" in {keyword.arg for keyword in node.keywords}
+    }
+    assert passing == {"siri/eval_command.py"}
+    for path in SOURCES.values():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "evaluate":
+                assert None not in {keyword.arg for keyword in node.keywords}, "** could pass them unseen"
+
+
 @pytest.mark.parametrize("path", EVERY_FILE, ids=relative)
 def test_size(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_FILE

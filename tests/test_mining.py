@@ -246,8 +246,17 @@ def test_candidates_and_counts() -> None:
         "not_plain_text": 0,
         "injection": 0,
         "instance_number": 1,
+        "unknown_words": 0,
         "duplicate": 2,
     }
+
+
+def test_the_words_of_its_own_success_make_a_skill_known() -> None:
+    written = skill_answer("ladle", "desk, shelf")
+    for task_id, kept in (("ladle", 1), ("mug", 0)):
+        candidates, counts, _ = mined(Writer(answer=lambda request: written), filled(success(task_id)))
+        assert len(candidates) == kept
+        assert (counts["unknown_words"], counts["duplicate"]) == ((0, 1) if kept else (2, 0))
 
 
 def test_nothing_to_show_asks_nothing() -> None:

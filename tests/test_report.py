@@ -77,6 +77,7 @@ def test_the_numbers_of_a_run_are_those_of_its_files(folder):
 
     phases = [[change["phase"], str(change["iteration"]), change["reason"]] for change in summary["phases"]]
     assert page.table("When each phase began") == phases
+    assert summary["tokens_internalised"] > 0
     assert f"{summary['tokens_internalised']:,.0f}" in page.section("internalisation").text
     assert summary["device"] in page.section("settings").text
     for activity, seconds, _ in page.table("Wall-clock seconds"):

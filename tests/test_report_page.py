@@ -15,6 +15,7 @@ from siri.config import RunConfig
 from siri.report.charts import MOST_POINTS, Chart, Mark, Series, draw, nice_ticks, thinned
 from siri.report.command import write_report
 from siri.report.parts import node
+from siri.screening import Rejection
 from siri.skills import SkillBank
 
 HOSTILE = [
@@ -29,7 +30,8 @@ HOSTILE = [
 ]
 
 
-PLAIN = {name: value for name, value in LINE.items() if name != "rollout/guided_success_rate"}
+SKILLED = ("rollout/guided_success_rate", "skills/plain_return", "skills/guided_return")
+PLAIN = {name: value for name, value in LINE.items() if name not in SKILLED}
 
 
 def printable(text: str) -> str:
@@ -122,15 +124,16 @@ def test_any_text_is_shown_as_it_is(text):
         ({"samples": [SAMPLE, {**SAMPLE, "step": 5}]}, ["1 of the 1 pairs"]),
         ({"summary": {**SUMMARY, "iterations": 1}}, ["2 of 2 iterations are done"]),
         ({"config": {"iterations": 9}}, ["2 of 9 iterations are done"]),
-        ({"config": {"iterations": 9, "max_env_steps": 40}}, ["Finished: 2 iterations"]),
-        ({"config": {"iterations": 9, "max_env_steps": 41}}, ["2 of at most 9 iterations"]),
+        ({"config": {"iterations": 9, "max_env_steps": 50}}, ["Finished: 2 iterations"]),
+        ({"config": {"iterations": 9, "max_env_steps": 51}}, ["2 of at most 9 iterations"]),
+        ({"lines": [PLAIN, PLAIN]}, ["No task group was played both without and with skills."]),
         (
             {"config": {"algorithm": "gigpo"}, "lines": [PLAIN]},
             ["algorithm gigpo has none", "plain episodes only"],
         ),
         ({"config": {"no_validation": True}, "bank": bank_of(("a", "b"))}, ["This run does not validate"]),
         ({"config": {"no_internalisation": True}}, ["None: no_internalisation"]),
-        ({"lines": [{"rollout/success_rate": None}, LINE]}, ["60.0% in iteration 1"]),
+        ({"lines": [{"rollout/success_rate": None}, LINE]}, ["50.0% in iteration 1", "0.55 in iteration 1"]),
         ({"summary": {**SUMMARY, "git_commit": None}}, ["not from a git checkout"]),
         (
             {
@@ -147,6 +150,29 @@ def test_a_page_says_what_is_not_there(tmp_path, parts, said):
     text = page_of(write_run(tmp_path / "run", **{"bank": bank_of(("cold", "heat")), **parts})).root.text
     for words_said in said:
         assert words_said.casefold() in text.casefold()
+
+
+MINED = {"mining/drawn": 6.0, "mining/kept": 2.0, "mining/unparsed": 1.0, "mining/duplicate": 3.0}
+
+
+@pytest.mark.parametrize("bank", [bank_of(("cold", "heat")), SkillBank(BANK)])
+def test_answers_are_counted_by_what_became_of_them_over_the_run(tmp_path, bank):
+    page = page_of(write_run(tmp_path / "run", bank=bank, lines=[LINE, {**LINE, **MINED}, {**LINE, **MINED}]))
+    rows = {name: (number, share) for name, number, share in page.table("Answers to requests for a skill")}
+    assert list(rows)[:3] == ["drawn", "kept as new skills", "rejected: not in the form of a skill"]
+    assert len(rows) == 2 + len(Rejection)
+    counted = {name: found for name, found in rows.items() if found[0] != "0"}
+    assert list(counted.values()) == [("12", "100.0%"), ("4", "33.3%"), ("2", "16.7%"), ("6", "50.0%")]
+    assert "too similar" in list(counted)[-1]
+
+
+def test_skills_are_compared_on_the_groups_that_were_played_both_ways(tmp_path):
+    """And not with plain episodes of other tasks, whose success (0.4) is no part of the drawing."""
+    page = page_of(write_run(tmp_path / "run", bank=bank_of(("cold", "heat"))))
+    [told] = [desc.text for desc in page.section("success").all("desc") if "without skills" in desc.text]
+    assert "0.45" in told
+    assert "0.55" in told
+    assert "groups that are plain altogether are in neither" in page.section("success").text
 
 
 def test_settings_that_differ_are_listed(tmp_path):

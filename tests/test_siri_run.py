@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from test_train import metrics, same, weights
 
 from siri.cli import main as siri
+from siri.config import RunConfig
+from siri.engine.config import load_config
 from siri.shipped import resolve
 from siri.train import main
 
@@ -91,7 +93,7 @@ def test_the_bank_holds_what_the_metrics_say(folder):
         assert skill["origin"]["iteration"] >= 1
     assert all("rollout/guided_success_rate" in line for line in lines if line["skills/trials"])
     internalised = [line.get("distill/tokens", 0.0) for line in lines]
-    assert summary["tokens_internalised"] == sum(internalised)
+    assert summary["tokens_internalised"] == sum(internalised) > 0
     assert sum(internalised[: [line["phase"] for line in lines].index("internalise")]) == 0
 
 
@@ -100,6 +102,11 @@ def test_a_run_resumes_in_any_phase_to_the_same_bank_and_weights(folder, stops):
     name = f"stopped-{'-'.join(map(str, stops))}"
     for iterations in (*stops, 4):
         assert main(words(folder, name=name, iterations=iterations)) == 0
+        ended = json.loads((folder / name / "summary.json").read_text())
+        assert all(change["iteration"] < iterations for change in ended["phases"])  # none that never played
+    whole = json.loads((folder / "whole" / "summary.json").read_text())
+    for part in ("phases", "eval", "skills", "tokens_internalised"):
+        assert ended[part] == whole[part]
     assert metrics(folder / name) == metrics(folder / "whole")
     assert bank(folder / name) == bank(folder / "whole")
     assert same(folder / name, folder / "whole", 4)
@@ -167,6 +174,7 @@ def test_the_comparison_with_the_bank_says_what_it_is(folder, capsys):
     both = json.loads(capsys.readouterr().out)
     assert both["plain"] == plain
     assert both["with_bank"]["episodes"] == 3
+    assert (plain["prompt"], both["with_bank"]["prompt"]) == ("plain", "with skills")
     assert both["with_bank"]["split_hash"] == plain["split_hash"]
     active = [skill for skill in bank(folder / "whole") if skill["status"] == "active"]
     assert both["skills"] == len(active)
@@ -175,6 +183,7 @@ def test_the_comparison_with_the_bank_says_what_it_is(folder, capsys):
     assert first.startswith("plain prompt")
     assert "not a result of the plain policy" in second
     assert "plain prompt" not in second
+    assert "\nprompt with skills, split train" in second
     assert siri([*command, "--with-skills", "--checkpoint", "initial"]) == 2
     assert "--with-skills: the bank of this checkpoint has no active skill (0 in all)" in capsys.readouterr().err
 
@@ -190,7 +199,7 @@ def test_skills_from_a_file_are_shown_and_tried_and_none_are_mined(folder, tmp_p
     assert "mining/drawn" not in line
     assert line["skills/trials"] == 2  # of the four tasks one asks for a vase and one for lettuce
     summary = json.loads((folder / "oracle" / "summary.json").read_text())
-    assert [change["phase"] for change in summary["phases"]] == ["mining", "internalise"]
+    assert [change["phase"] for change in summary["phases"]] == ["mining"]  # the run was over when it was time
     assert summary["eval"]["after_warmup"] is None  # there was none
     assert [skill["condition"] for skill in bank(folder / "oracle")] == [skill["condition"] for skill in listed]
 
@@ -227,9 +236,38 @@ def test_unreadable_skills_are_refused(folder, tmp_path, capsys, content, messag
         ({"algorithm": "gigpo", "no_gate": "true"}, "no_gate: is for algorithm: siri, not gigpo"),
         ({"skills.n_eval": 9, "skills.max_eval": 3}, "skills.n_eval: 9 is above skills.max_eval: 3"),
         ({"skills.retire_below": 1.0}, "skills.retire_below: 1.0 is above skills.promote_above: -2.0"),
+        (
+            {"no_internalisation": "true", "phases.only": "internalise"},
+            "no_internalisation: phases.only: internalise is that phase alone; leave one of the two out",
+        ),
+        (
+            {"phases.min_tasks": 9, "mining.buffer_size": 8},
+            "phases.min_tasks: 9 tasks are never reached by a buffer of mining.buffer_size: 8; lower the first",
+        ),
+        (
+            {"skills.max_eval": 1, "skills.confidence": 0.5},
+            "skills.max_eval: 1 evaluation has no standard error, and with skills.confidence: 0.5 every skill",
+        ),
         ({"mining.temperature": 0, "mining.num_candidates": 2}, "mining.num_candidates: 2 answers would all be"),
     ],
 )
-def test_impossible_combinations_are_refused(folder, capsys, settings, message):
-    assert siri(["train", *words(folder, name="refused", **settings)]) == 2
+def test_impossible_combinations_are_refused(tmp_path, capsys, settings, message):
+    assert siri(["train", *words(tmp_path, **settings)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"skills.max_eval": 1},
+        {"skills.max_eval": 2, "skills.confidence": 0.5},
+        {"phases.min_tasks": 8, "mining.buffer_size": 8},
+        {"phases.min_tasks": 9, "mining.buffer_size": 8, "no_warmup": "true"},
+        {"phases.min_tasks": 9, "mining.buffer_size": 8, "phases.only": "mining"},
+        {"phases.min_tasks": 9, "mining.buffer_size": 8, "algorithm": "gigpo"},
+        {"no_internalisation": "true", "phases.only": "mining"},
+        {"phases.only": "internalise"},
+    ],
+)
+def test_combinations_next_to_the_impossible_ones_load(tmp_path, settings):
+    load_config(RunConfig, None, words(tmp_path, **settings))

@@ -49,7 +49,7 @@ def row(arm: str, seed: int, plain: float, bank: float | None = None, **more) ->
 
 
 ROWS = [
-    {**one, "max_env_steps": 900, "settings": []}
+    {**one, "max_env_steps": 1000, "settings": []}
     for one in (
         row("gigpo", 2, 0.60),
         row("siri", 1, 0.80, 0.90),
@@ -170,7 +170,7 @@ def test_the_curve_is_the_mean_over_runs_that_stopped_at_different_steps(tmp_pat
         line = [(x, 0.1 + slope * x / 1000) for x in (0, 300 + 50 * seed, end)]
         other = [(0, 0.0), (end, 1.0)]
         curves = {"evaluation": line, "rollout": other} if evaluated else {"evaluation": other, "rollout": line}
-        rows.append({**row(arm, seed, 0.5, curve=curves), "max_env_steps": 900, "settings": []})
+        rows.append({**row(arm, seed, 0.5, curve=curves), "max_env_steps": 1000, "settings": []})
     write_results(tmp_path, rows, list(ARMS))
     figure = drawing(tmp_path / "success_over_steps.svg")
     x, y = ruler(figure, "x"), ruler(figure, "y")

@@ -31,7 +31,7 @@ def fake(script: str, **more):
 
 
 def words(folder: Path, *more: str) -> list[str]:
-    return ["--out", str(folder / "out"), "--runs-dir", str(folder / "runs"), "--env-steps", "900", *more]
+    return ["--out", str(folder / "out"), "--runs-dir", str(folder / "runs"), "--env-steps", "1000", *more]
 
 
 def rows(folder: Path) -> list[str]:
@@ -206,7 +206,7 @@ def test_a_run_that_does_not_heed_the_signal_is_killed(tmp_path, monkeypatch):
     ("more", "message"),
     [
         (["--jobs", "0"], "--jobs: 0 makes no study; give 1 or more"),
-        (["--env-steps", "1000"], "max_env_steps 900, not 1000"),
+        (["--env-steps", "1040"], "max_env_steps 1000, not 1040"),
         (["--", "--optim.lr", "0"], "settings [], not ['--optim.lr', '0']"),
     ],
 )
@@ -222,6 +222,14 @@ def test_a_row_of_other_games_is_a_failed_run(tmp_path, capsys):
     assert main(words(tmp_path, *PLAN), work=fake("", split_hash="b" * 64)) == 1
     assert "siri-1 failed (--out: rows/siri-1.json is of another study (evaluation games bbb" in capsys.readouterr().err
     assert rows(tmp_path) == ["siri-0"]
+
+
+@pytest.mark.parametrize(("env_steps", "code"), [(949, 1), (950, 0), (1050, 0), (1051, 1)])
+def test_a_run_that_missed_the_budget_has_failed(tmp_path, capsys, env_steps, code):
+    assert main(words(tmp_path, "--arms", "siri", "--seeds", "1"), work=fake("", env_steps=env_steps)) == code
+    told = f"siri-0 failed (--env-steps: run siri-0 trained on {env_steps:,}, more than 5% from 1,000, and"
+    assert (told in capsys.readouterr().err) is bool(code)
+    assert rows(tmp_path) == ([] if code else ["siri-0"])
 
 
 def test_how_much_of_a_run_is_done_is_told_by_its_metrics(tmp_path):

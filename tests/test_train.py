@@ -352,14 +352,20 @@ def test_the_second_rank_that_unpacks_a_model_takes_what_the_first_has_left(tmp_
         (12, None, 12, 900, 0),
         (12, 1000, 0, 0, 12),  # nothing is known of how many an iteration takes
         (10_000, 1000, 2, 400, 3),
-        (10_000, 1000, 2, 399, 4),  # 601 steps at 199.5 an iteration
+        (10_000, 1000, 2, 364, 3),  # 5 iterations at 182 are 910, and the sixth would go 92 beyond
+        (10_000, 1000, 2, 363, 4),
         (10_000, 1000, 5, 1000, 0),
         (10_000, 1000, 5, 1100, 0),
+        (10_000, 1000, 5, 910, 0),  # 90 too few; with one more 92 too many
+        (10_000, 1000, 5, 909, 1),
+        (10_000, 10, 0, 0, 10_000),
+        (10_000, 10, 1, 200, 0),  # one iteration is the least
         (6, 1000, 5, 600, 1),
     ],
 )
 def test_iterations_left(iterations, max_env_steps, step, env_steps, left):
     config = RunConfig(iterations=iterations, max_env_steps=max_env_steps)
-    run = SimpleNamespace(config=config, state=RunState(step=step, env_steps=env_steps))
-    assert Run.iterations_left(run) == left
+    state = RunState(step=step, env_steps=env_steps)
+    run = SimpleNamespace(config=config, state=state, iterations_left=lambda: Run.iterations_left(run))
+    assert run.iterations_left() == left
     assert Run.is_over(run) == (left == 0)

@@ -127,11 +127,8 @@ def success(run: RunFiles) -> list[Element]:
         marks_label=f"evaluation, plain prompt, split {run.config.eval.split}, 95% interval",
     )
     halves = Chart(
-        title="Plain against skill-guided episodes",
-        series=run.series(
-            ("plain prompt", "rollout/plain_success_rate"), ("with skills", "rollout/guided_success_rate")
-        ),
-        form=percent,
+        title="Mean return of the groups that were played both ways",
+        series=run.series(("without skills", "skills/plain_return"), ("with skills", "skills/guided_return")),
         bands=run.bands,
     )
     told = (
@@ -139,11 +136,16 @@ def success(run: RunFiles) -> list[Element]:
         f"{run.config.eval.temperature:g} and on the split {run.config.eval.split}: compare each with its own kind. "
         "Iterations count from 0, as in metrics.jsonl."
     )
-    if not any("rollout/guided_success_rate" in line for line in run.lines):
-        halves_drawn = node("p", f"No episode was guided by skills{_why_no_skills(run)}.", class_="muted")
-    else:
-        halves_drawn = draw(halves)
-    return [node("p", told, class_="muted"), draw(whole), halves_drawn]
+    if not any("skills/guided_return" in line for line in run.lines):
+        none = f"No task group was played both without and with skills{_why_no_skills(run)}."
+        return [node("p", told, class_="muted"), draw(whole), node("p", none, class_="muted")]
+    # Groups that no skill matches are plain altogether, and of other tasks: against them the skills would look as good
+    # or as bad as the tasks that they are for.
+    paired = (
+        "Of a group that is played both ways, one half of the episodes is shown skills. All its episodes are of one "
+        "task: the two lines are of the same tasks, and groups that are plain altogether are in neither."
+    )
+    return [node("p", told, class_="muted"), draw(whole), draw(halves), node("p", paired, class_="muted")]
 
 
 def _why_no_skills(run: RunFiles) -> str:

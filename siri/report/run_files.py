@@ -19,6 +19,7 @@ from siri.engine.config import load_config
 from siri.engine.errors import UserError
 from siri.report.charts import Series
 from siri.report.formats import Checkpointed, Evaluated, PhaseBegan, Sample, StateFile, Summary
+from siri.run_dir import iterations_left
 from siri.show_skills import check_run, read_bank, read_bytes, read_json
 from siri.skills import Skill
 
@@ -57,8 +58,7 @@ class RunFiles:
         """The end that the settings name was reached: of the iterations, or of the environment steps."""
         if self.summary is None:
             return False
-        most = self.config.max_env_steps
-        return self.summary.iterations >= self.config.iterations or (most or math.inf) <= self.summary.env_steps
+        return iterations_left(self.config, done=self.summary.iterations, env_steps=int(self.summary.env_steps)) == 0
 
     @property
     def evaluations(self) -> list[tuple[str, int, Evaluated]]:

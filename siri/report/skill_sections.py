@@ -6,12 +6,25 @@ from xml.etree.ElementTree import Element
 
 from siri.report.charts import Chart, draw
 from siri.report.formats import Half, Sample
-from siri.report.parts import Child, card_table, interval_bar, node, own_text, timeline
+from siri.report.parts import Child, card_table, interval_bar, node, own_text, percent, table, timeline
 from siri.report.run_files import RunFiles, number
+from siri.screening import Rejection
 from siri.show_skills import STATUSES, mean_interval, ranked, utility_text
 from siri.skills import Skill, effect_since_promotion
 
 T = TypeVar("T")
+
+REJECTED: dict[str, str] = {
+    Rejection.UNPARSED: "not in the form of a skill",
+    Rejection.EMPTY: "a part without a word",
+    Rejection.TOO_LONG: "too long, or without an end",
+    Rejection.NOT_PLAIN_TEXT: "not plain text",
+    Rejection.INJECTION: "imitates the prompt or leads away from the task",
+    Rejection.INSTANCE_NUMBER: "names a thing by its number",
+    Rejection.UNKNOWN_WORDS: "too few words of English or of the environment",
+    Rejection.DUPLICATE: "too similar to a known skill, for which it is one more witness",
+}
+"""By the name of the metric, without `mining/`; the first that applied, in this order."""
 
 PAIRS_SHOWN = 6
 """Of samples.jsonl, evenly spread over the run."""
@@ -30,7 +43,7 @@ def skills(run: RunFiles) -> list[Element]:
         return [node("p", f"None: algorithm {run.config.algorithm} trains on plain episodes only.", class_="muted")]
     if not run.skills:
         known = "No skill has been mined" if run.skills is not None else "skills.json comes with the first checkpoint"
-        return [node("p", f"{known}.", class_="muted")]
+        return [node("p", f"{known}.", class_="muted"), *mining(run)]
     found, rules = ranked(run.skills), run.config.skills
     counts = Chart(
         title="Skills by status",
@@ -72,7 +85,22 @@ def skills(run: RunFiles) -> list[Element]:
             bank = card_table(f"Skills that are {status}, the highest mean first", BANK_COLUMNS, rows, class_="bank")
             # Most candidates of a young bank have not been tried yet.
             banks.append(node("details", summary, bank, open="" if status == "active" or len(rows) <= 10 else None))
-    return [draw(counts), node("p", told, class_="muted"), node("p", legend, class_="muted"), *banks]
+    return [draw(counts), *mining(run), node("p", told, class_="muted"), node("p", legend, class_="muted"), *banks]
+
+
+def mining(run: RunFiles) -> list[Element]:
+    """What became of the answers of all minings; nothing where none was asked for."""
+
+    def count(name: str) -> float:
+        return sum(number(line, f"mining/{name}") or 0.0 for line in run.lines)
+
+    drawn = count("drawn")
+    if not drawn:
+        return []
+    named = [("kept as new skills", "kept"), *((f"rejected: {text}", reason) for reason, text in REJECTED.items())]
+    rows = [("drawn", f"{drawn:,.0f}", percent(1.0))]
+    rows += [(text, f"{count(name):,.0f}", percent(count(name) / drawn)) for text, name in named]
+    return [table("Answers to requests for a skill, over the run", ("answers", "number", "share"), rows)]
 
 
 def _row(skill: Skill, domain: tuple[float, float], at: Sequence[float], span: tuple[int, int]) -> tuple[Child, ...]:

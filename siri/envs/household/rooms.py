@@ -376,3 +376,8 @@ JOINS = _joins()
 CAN_CONTAIN = {kind: frozenset(things) for kind, things in rows(_CAN_CONTAIN)}
 THINGS = _things()
 """Thing type to a thing of it, still without an id and a place."""
+
+
+def vocabulary() -> frozenset[str]:
+    """Names of all receptacles and things, as the texts of the games have them: `sinkbasin`."""
+    return frozenset(name.lower() for room in BY_ROOM.values() for name in (*room.receptacles, *room.things))
