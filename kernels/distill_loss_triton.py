@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .projection import RawGrad, SoftmaxGrad
-from .softmax_triton import LOG2_E, TritonLogits, mapped
+from .softmax_triton import LOG2_E, TritonLogits, mapped, store_gradient
 
 BLOCK, WARPS = 2048, 8
 
@@ -111,11 +111,7 @@ def divergence_kernel(
         else:
             d = s * (log_s - log_mean(log_s, log_t) - kl_s) * 0.5
         d *= factor
-        if SOFTCAP:
-            capped = z / (inverse * softcap)
-            d *= tl.where(capped < -1, 0.0, 1 - capped * capped)  # a masked one was not capped: 0 * inf
-        tl.debug_barrier()  # what is written now has been read by every warp, here or in an earlier block
-        tl.store(out_ptr + col, d.to(out_ptr.dtype.element_ty), col < v)
+        store_gradient(d, z, inverse, softcap, out_ptr, col, v, SOFTCAP)
 
 
 def divergence_triton(

@@ -41,6 +41,20 @@ def mapped(raw, softcap, inverse_temperature, SOFTCAP: tl.constexpr):
     return z * inverse_temperature
 
 
+@triton.jit
+def store_gradient(d, z, inverse_temperature, softcap, out_ptr, col, v, SOFTCAP: tl.constexpr):
+    """The gradient of raw logits, from d = dLoss/dz / temperature, as the next block of a row.
+
+    `out` may lie on the row of logits that this walk reads, from its front on: elements of the gradient are no larger,
+    so what is overwritten was read in this block or before it; the barrier sees to it that every warp has.
+    """
+    if SOFTCAP:
+        capped = z / (inverse_temperature * softcap)
+        d *= tl.where(capped < -1, 0.0, 1 - capped * capped)  # a masked one was not capped: 0 * inf
+    tl.debug_barrier()
+    tl.store(out_ptr + col, d.to(out_ptr.dtype.element_ty), col < v)
+
+
 @triton.jit(do_not_specialize=["n"])
 def row_stats_kernel(
     raw_ptr,  # [n, v]
@@ -140,11 +154,7 @@ def logit_grad_kernel(
         d = p * (g_p + g_p_logp * logp) if HAS_P_LOGP else p * g_p
         d += tl.where(col == y, g_target, 0.0)
         d *= factor
-        if SOFTCAP:
-            capped = z / (inverse * softcap)
-            d *= tl.where(capped < -1, 0.0, 1 - capped * capped)  # a masked one was not capped: 0 * inf
-        tl.debug_barrier()  # what is written now has been read by every warp, here or in an earlier block
-        tl.store(out_ptr + col, d.to(out_ptr.dtype.element_ty), col < v)
+        store_gradient(d, z, inverse, softcap, out_ptr, col, v, SOFTCAP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

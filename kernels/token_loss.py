@@ -40,7 +40,6 @@ GPU_CHUNK_ELEMENTS = 140_000_000
 the weight once (an estimate for [152k, 3584] on an H100: 1.3 ms, behind products that take 1.4): half the rows would
 show in the time, twice as many in the memory."""
 
-
 SCALED_ROWS = 4096
 """Of a gradient, at a time: 59 MB in float32 where H = 3584."""
 
