@@ -13,7 +13,6 @@ from typing import Any
 from siri.engine.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -68,10 +67,10 @@ def hold_folder(path: Path) -> Iterator[None]:
             path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in HELD:
+            with suppress(OSError):  # no locks on this file system
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
                     raise UserError(
                         f"{path}: another process is at work in this folder; wait for its end, or stop it"
                     ) from None

@@ -56,6 +56,7 @@ GOOD = {name: {"version": "1"} for name in doctor.PROBES}
         ({"vllm": {}}, {"vllm": "warn"}),
         ({"vllm": {"error": "broken"}}, {"vllm": "problem"}),
         ({"triton": {"error": "broken"}}, {"triton": "warn"}),
+        ({"siri.kernels": {"error": "ValueError: SIRI_KERNELS = 'cuda' must be one of"}}, {"siri.kernels": "problem"}),
         # Not built, its Python twin runs; built but broken, it is found and used, and fails.
         ({"siri._native": {}}, {"siri._native": "warn"}),
         ({"siri._native": {"error": "broken"}}, {"siri._native": "problem"}),
@@ -66,6 +67,8 @@ def test_what_the_default_run_needs(probes: dict, states: dict, monkeypatch: pyt
     findings = {finding.name: finding for finding in doctor._packages({**GOOD, **probes})}
     assert {name: finding.state for name, finding in findings.items() if finding.state != "ok"} == states
     assert all(findings[name].remedy for name in states)
+    asked = {name for name, report in probes.items() if "SIRI_KERNELS" in report.get("error", "")}
+    assert {name for name in states if findings[name].remedy == "unset SIRI_KERNELS"} == asked
 
 
 @pytest.mark.parametrize(
