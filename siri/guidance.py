@@ -179,18 +179,23 @@ class Guidance:
         )
         return {group: rows.get(group, []) + distilled.get(group, []) for group in sorted({*rows, *distilled})}
 
-    def change_phase(self, step: int) -> Transition | None:
-        """After `step` iterations: begin the next phase, if it is time."""
-        config = self.config
-        if config.algorithm != "siri":
-            return None
-        evidence = Evidence(
+    def evidence(self, step: int) -> Evidence:
+        """What is known after `step` iterations."""
+        return Evidence(
             iterations=step - self.began,
             successes=self.buffer.seen,
             tasks=len(self.buffer),
             usable_skills=self.num_usable,
         )
-        change = next_phase(self.phase, evidence, config.phases, no_internalisation=config.no_internalisation)
+
+    def change_phase(self, step: int) -> Transition | None:
+        """After `step` iterations: begin the next phase, if it is time."""
+        config = self.config
+        if config.algorithm != "siri":
+            return None
+        change = next_phase(
+            self.phase, self.evidence(step), config.phases, no_internalisation=config.no_internalisation
+        )
         if change is not None:
             self.transitions.append({"iteration": step, "phase": change.phase, "reason": change.reason})
             self.phase, self.began = change.phase, step

@@ -62,3 +62,10 @@ def next_phase(
         reason = f"{evidence.iterations} iterations of mining are over, {evidence.usable_skills} skills can be used"
         return Transition(phase="internalise", reason=reason)
     return None
+
+
+def is_held_up(phase: Phase, evidence: Evidence, config: PhasesConfig, *, no_internalisation: bool) -> bool:
+    """Mining has just done its iterations, and there is no skill to go on with: worth a word, once. It goes on until
+    there is one, however long that takes."""
+    waits = phase == "mining" and config.only is None and not no_internalisation
+    return waits and evidence.iterations == config.mining_steps and evidence.usable_skills == 0

@@ -5,7 +5,7 @@ from episodes import episode, turn
 
 from siri.config import PhasesConfig
 from siri.engine.trajectory import Ended
-from siri.phases import Evidence, first_phase, next_phase
+from siri.phases import Evidence, first_phase, is_held_up, next_phase
 from siri.trials import halves, trials_of
 
 CONFIG = PhasesConfig(n_succ_required=10, min_tasks=3, max_warmup=5, mining_steps=4)
@@ -49,6 +49,25 @@ def test_a_late_end_of_the_warmup_names_the_count():
 )
 def test_mining_ends_when_it_is_done_and_a_skill_is_active(facts, expected):
     assert decide("mining", **facts) == expected
+
+
+@pytest.mark.parametrize(
+    ("phase", "iterations", "usable", "switches", "expected"),
+    [
+        ("mining", 4, 0, {}, True),
+        ("mining", 3, 0, {}, False),
+        ("mining", 5, 0, {}, False),  # said once
+        ("mining", 4, 1, {}, False),
+        ("warmup", 4, 0, {}, False),
+        ("mining", 4, 0, {"no_internalisation": True}, False),
+        ("mining", 4, 0, {"only": "mining"}, False),
+    ],
+)
+def test_mining_that_must_go_on_is_told_once(phase, iterations, usable, switches, expected):
+    config = CONFIG.model_copy(update={"only": switches.get("only")})
+    evidence = Evidence(iterations=iterations, successes=99, tasks=99, usable_skills=usable)
+    no_internalisation = switches.get("no_internalisation", False)
+    assert is_held_up(phase, evidence, config, no_internalisation=no_internalisation) is expected
 
 
 def test_switches_hold_a_run_in_a_phase():
