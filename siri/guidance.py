@@ -223,7 +223,8 @@ def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> 
         origin = Origin(task_id="", task_type="oracle", iteration=0, policy_version=0, played=0, group=0, member=0)
         bank.add(condition, strategy, origin)
     plain = config.algorithm != "siri"
-    phase: Phase = "warmup" if plain else first_phase(config.phases, no_warmup=config.no_warmup)
+    begins = first_phase(config.phases, no_warmup=config.no_warmup, no_internalisation=config.no_internalisation)
+    phase: Phase = "warmup" if plain else begins
     return Guidance(
         config=config,
         world=world,

@@ -85,7 +85,7 @@ def evaluate_now(run: Run, name: str) -> float:
 def pass_to_next_phase(run: Run) -> None:
     """Where it is time for it; the warm-up's end is an evaluation point."""
     guidance, step, config = run.guidance, run.state.step, run.config
-    change = guidance.change_phase(step)
+    before, change = guidance.phase, guidance.change_phase(step)
     if change is None:
         evidence = guidance.evidence(step)
         if is_held_up(guidance.phase, evidence, config.phases, no_internalisation=config.no_internalisation):
@@ -96,7 +96,7 @@ def pass_to_next_phase(run: Run) -> None:
             )
     else:
         run.log.note(f"{'warning: ' if change.warning else ''}{change.phase} begins: {change.reason}")
-        if change.phase == "mining":  # only the warm-up leads there
+        if before == "warmup":
             evaluate_now(run, "after_warmup")
 
 

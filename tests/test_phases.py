@@ -74,11 +74,21 @@ def test_switches_hold_a_run_in_a_phase():
     assert decide("mining", iterations=9, usable_skills=5, no_internalisation=True) is None
     for phase in ("warmup", "mining", "internalise"):
         only = CONFIG.model_copy(update={"only": phase})
-        assert first_phase(only, no_warmup=False) == phase
+        assert first_phase(only, no_warmup=False, no_internalisation=False) == phase
         assert decide(phase, config=only, iterations=99, successes=99, tasks=99, usable_skills=9) is None
-    assert first_phase(CONFIG, no_warmup=True) == "mining"
-    assert first_phase(CONFIG, no_warmup=False) == "warmup"
+    assert first_phase(CONFIG, no_warmup=True, no_internalisation=False) == "mining"
+    assert first_phase(CONFIG, no_warmup=False, no_internalisation=False) == "warmup"
     assert decide("internalise", iterations=99, successes=99, tasks=99, usable_skills=9) is None
+
+
+def test_mining_can_be_skipped_with_and_without_a_warmup():
+    skipped = CONFIG.model_copy(update={"mining_steps": 0})
+    assert decide("warmup", config=skipped, successes=10, tasks=3) == ("internalise", False)
+    assert decide("warmup", config=skipped, iterations=5) == ("internalise", True)
+    assert decide("warmup", config=skipped, successes=10, tasks=3, no_internalisation=True) == ("mining", False)
+    assert first_phase(skipped, no_warmup=True, no_internalisation=False) == "internalise"
+    assert first_phase(skipped, no_warmup=True, no_internalisation=True) == "mining"
+    assert first_phase(skipped, no_warmup=False, no_internalisation=False) == "warmup"
 
 
 def test_trials_are_the_difference_of_the_means_of_the_halves():
