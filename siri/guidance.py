@@ -16,7 +16,7 @@ from siri.engine.distributed import World, all_gather_object
 from siri.engine.policy import load_tokenizer
 from siri.engine.sampling import Sampler, request_seed
 from siri.engine.trajectory import TrainRow, Trajectory
-from siri.envs.household.rooms import vocabulary
+from siri.families import family_of
 from siri.given_skills import read_skills
 from siri.internalize import lambda_at, rerendered_rows
 from siri.mining import MiningRules, SkillRequest, SuccessBuffer, mine, successes
@@ -246,7 +246,7 @@ def given_skills(config: RunConfig) -> list[tuple[str, str]]:
         rules=screen_rules(config),
         max_size=config.skills.max_size,
         count_tokens=lambda line: len(renderer.literal(line)),
-        vocabulary=vocabulary(),  # of the only environment there is
+        vocabulary=family_of(config.environment).vocabulary(),
     )
 
 
@@ -277,13 +277,13 @@ def skill_request_of(config: RunConfig) -> SkillRequest | None:
 
 
 def screen_rules(config: RunConfig) -> ScreenRules:
-    mining = config.mining
+    mining, family = config.mining, family_of(config.environment)
     return ScreenRules(
         max_chars=mining.max_chars,
         max_tokens=mining.max_skill_tokens,
         dedup_threshold=mining.dedup_threshold,
-        allow_numbers=False,  # `mug 2` of one household is not `mug 2` of another
-        ascii_only=True,  # its texts are
+        allow_numbers=family.numbers_transfer,
+        ascii_only=family.ascii_only,
     )
 
 
