@@ -145,6 +145,7 @@ def test_two_ranks_have_the_skills_phases_and_weights_of_one(folder):
     # Group g is played on rank g modulo 2: both have written skills and tried them, or equality would prove little.
     assert {skill["origin"]["group"] % 2 for skill in skills} == {0, 1}
     assert {trial["group"] % 2 for skill in skills for trial in skill["evaluations"]} == {0, 1}
+    assert (folder / "ranks" / "samples.jsonl").read_bytes() == (folder / "whole" / "samples.jsonl").read_bytes()
     one, two = (json.loads((folder / name / "summary.json").read_text()) for name in ("whole", "ranks"))
     assert (one["ranks"], two["ranks"]) == (1, 2)
     for part in ("phases", "eval", "skills", "env_steps", "tokens_internalised"):
