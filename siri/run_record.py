@@ -89,10 +89,11 @@ def pass_to_next_phase(run: Run) -> None:
     if change is None:
         evidence = guidance.evidence(step)
         if is_held_up(guidance.phase, evidence, config.phases, no_internalisation=config.no_internalisation):
-            counts = guidance.bank.counts()
+            counts, usable = guidance.bank.counts(), "in use" if config.no_validation else "active"
+            there_are = f"{counts['candidate']} candidates, {counts['retired']} retired"
             run.log.note(
-                f"mining goes on until a skill has proved itself: none is active after {config.phases.mining_steps} "
-                f"iterations ({counts['candidate']} candidates, {counts['retired']} retired)"
+                f"mining goes on until there is a skill to go on with: none is {usable} after "
+                f"{config.phases.mining_steps} iterations ({there_are})"
             )
     else:
         run.log.note(f"{'warning: ' if change.warning else ''}{change.phase} begins: {change.reason}")
