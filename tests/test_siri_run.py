@@ -112,6 +112,15 @@ def test_a_run_resumes_in_any_phase_to_the_same_bank_and_weights(folder, stops):
     assert same(folder / name, folder / "whole", 4)
 
 
+def test_branches_are_compared_with_themselves_only(folder):
+    assert main(words(folder, name="branch", iterations=2, **{"skills.statistics": "branch"})) == 0
+    for step, (line, other) in enumerate(zip(metrics(folder / "whole")[:2], metrics(folder / "branch"), strict=True)):
+        assert line["rollout/success_rate"] == other["rollout/success_rate"]  # the same episodes
+        assert line["skills/trials"] == other["skills/trials"]
+        assert (line["skills/trials"] > 0) is (step == 1)
+        assert (line["rollout/abs_advantage"] != other["rollout/abs_advantage"]) is (step == 1)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_triton_kernels_give_the_same_curve(folder):
