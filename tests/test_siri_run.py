@@ -75,7 +75,8 @@ def test_a_run_goes_through_its_phases_and_says_why(folder):
     assert [change["phase"] for change in summary["phases"]] == ["warmup", "mining", "internalise"]
     assert [change["iteration"] for change in summary["phases"]] == [0, 1, phases.index("internalise")]
     assert "1000 over" in summary["phases"][1]["reason"]
-    assert summary["eval"]["after_warmup"]["episodes"] == 2
+    points = {name: (made["episodes"], made["iterations"]) for name, made in summary["eval"].items()}
+    assert points == {"initial": (2, 0), "after_warmup": (2, 1), "final": (2, 4)}
     assert summary["env_steps"] == sum(line["rollout/env_steps"] for line in lines)
 
 
@@ -91,6 +92,14 @@ def test_the_bank_holds_what_the_metrics_say(folder):
         deltas = [trial["skill_mean"] - trial["plain_mean"] for trial in skill["evaluations"]]
         assert skill["mean"] == pytest.approx(sum(deltas) / len(deltas) if deltas else 0.0, abs=1e-12)
         assert skill["origin"]["iteration"] >= 1
+    since = {
+        (trial["iteration"], trial["group"]): trial["delta"]
+        for skill in skills
+        for trial in skill["evaluations"]
+        if any(past["status"] == "active" and past["iteration"] < trial["iteration"] for past in skill["changes"])
+    }
+    assert summary["skills"]["groups_since_promotion"] == len(since) > 0
+    assert summary["skills"]["effect_since_promotion"] == pytest.approx(sum(since.values()) / len(since))
     assert all("rollout/guided_success_rate" in line for line in lines if line["skills/trials"])
     internalised = [line.get("distill/tokens", 0.0) for line in lines]
     assert summary["tokens_internalised"] == sum(internalised) > 0
