@@ -27,6 +27,8 @@ BASELINE = "gigpo"
 COLUMNS = ("arm", "seed", "success_plain", "success_with_bank", "env_steps")
 MORE_COLUMNS = ("success_initial", "tokens_internalised", "minutes", "split_hash", "commit")
 """Of a row, what table.csv holds."""
+BULK = ("curve", "by_iteration")
+"""Of a row, what table.json leaves to the row's own file."""
 ESTIMATES = {
     "success_plain": "success, plain",
     "success_with_bank": "success with the bank",
@@ -101,7 +103,7 @@ def write_results(out: Path, rows: Sequence[Row], arms: Sequence[str]) -> None:
     lines = summarise(rows, arms)
     order = {arm: place for place, arm in enumerate(arms)}
     rows = sorted(rows, key=lambda row: (order[row["arm"]], row["seed"]))
-    listed = [{name: value for name, value in row.items() if name != "curve"} for row in rows]
+    listed = [{name: value for name, value in row.items() if name not in BULK} for row in rows]
     write_json_atomic(out / "table.json", {"arms": lines, "rows": listed})
     write_text_atomic(out / "table.csv", csv_text(rows))
     write_text_atomic(out / "table.md", markdown(lines, rows))

@@ -53,6 +53,21 @@ PLACES = 3
 full rooms within 10 turns (600 games of the train split)."""
 
 
+BY_ITERATION = (
+    "rollout/env_steps",
+    "rollout/success_rate",
+    "rollout/plain_success_rate",
+    "rollout/guided_success_rate",
+    "skills/trials",
+    "skills/effect",
+    "distill/gated_tokens",
+    "distill/tokens",
+    "distill/weight_mean",
+    "train/approx_kl",
+)
+"""Metrics that a row keeps of every iteration: what helped, how much, and what was made of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """What all runs have in common."""
@@ -161,6 +176,7 @@ def train_and_compare(study: Study, run: Planned) -> Steps:
         "split_hash": final["split_hash"],
         "commit": summary["git_commit"],
         "curve": curve(summary, lines),
+        "by_iteration": {name: [line.get(name) for line in lines] for name in BY_ITERATION},
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 
 from siri.engine.checkpoint import save_checkpoint
-from siri.engine.distributed import all_reduce_sum
+from siri.engine.distributed import all_gather_object, all_reduce_sum
 from siri.engine.files import strict_json, write_json_atomic
 from siri.engine.metrics import append_line, keep_before
 from siri.engine.trajectory import Ended, Minibatch, Trajectory
@@ -89,10 +89,11 @@ def pass_to_next_phase(run: Run) -> None:
     if change is None:
         evidence = guidance.evidence(step)
         if is_held_up(guidance.phase, evidence, config.phases, no_internalisation=config.no_internalisation):
-            counts = guidance.bank.counts()
+            counts, usable = guidance.bank.counts(), "in use" if config.no_validation else "active"
+            there_are = f"{counts['candidate']} candidates, {counts['retired']} retired"
             run.log.note(
-                f"mining goes on until a skill has proved itself: none is active after {config.phases.mining_steps} "
-                f"iterations ({counts['candidate']} candidates, {counts['retired']} retired)"
+                f"mining goes on until there is a skill to go on with: none is {usable} after "
+                f"{config.phases.mining_steps} iterations ({there_are})"
             )
     else:
         run.log.note(f"{'warning: ' if change.warning else ''}{change.phase} begins: {change.reason}")
@@ -120,31 +121,44 @@ def save(run: Run, *, score: float | None) -> None:
 def keep_sample(run: Run, step: int, trajectories: Sequence[Trajectory], effect: Mapping[int, float]) -> None:
     """Appends to samples.jsonl how one task of iteration `step` went without and with skills, for people to read.
 
-    Of the groups with an `effect` (Delta_g) on rank 0, the first one; of each of its halves the first episode. Lines of
+    Of all ranks' groups with an `effect` (Delta_g) the first one; of each of its halves the first episode. Lines of
     iterations that are run again are dropped first, so a stopped run ends with the same file. Bounded: every iteration
     up to 63, every second up to 127, every fourth up to 255 and so on (which does not depend on how long the run will
     be, as that may change), and no text longer than SAMPLE_CHARS: 20 turns of household texts are 10 to 20 kB, a
     run of 1000 iterations keeps 190 pairs.
     """
-    if not run.world.is_main or step % (1 << max(0, step.bit_length() - 6)):
+    if step % (1 << max(0, step.bit_length() - 6)):
+        return
+    own = first_pair(run, step, trajectories, effect)
+    found = [pair for pair in all_gather_object(run.world, own) if pair is not None]
+    if not run.world.is_main:
         return
     path = run.config.run_dir / "samples.jsonl"
     keep_before(path, step)
-    if effect:
-        group = min(effect)
-        played = [t for t in trajectories if t.group == group and t.ended is not Ended.ENV_ERROR]
-        plain, guided = (next(t for t in played if bool(t.condition) is guided) for guided in (False, True))
-        skills = [run.guidance.bank[id] for id in guided.condition]
-        sample = Sample(
-            step=step,
-            task_id=guided.task_id,
-            task=guided.task,
-            skills=tuple(skill_text(skill.condition, skill.strategy) for skill in skills),
-            delta=effect[group],
-            plain=_half(plain),
-            guided=_half(guided),
-        )
+    if found:
+        _, sample = min(found, key=lambda pair: pair[0])
         append_line(path, strict_json(asdict(sample)))
+
+
+def first_pair(
+    run: Run, step: int, trajectories: Sequence[Trajectory], effect: Mapping[int, float]
+) -> tuple[int, Sample] | None:
+    """This rank's first group with an `effect`, and how it went; None without one."""
+    if not effect:
+        return None
+    group = min(effect)
+    played = [t for t in trajectories if t.group == group and t.ended is not Ended.ENV_ERROR]
+    plain, guided = (next(t for t in played if bool(t.condition) is guided) for guided in (False, True))
+    skills = [run.guidance.bank[id] for id in guided.condition]
+    return group, Sample(
+        step=step,
+        task_id=guided.task_id,
+        task=guided.task,
+        skills=tuple(skill_text(skill.condition, skill.strategy) for skill in skills),
+        delta=effect[group],
+        plain=_half(plain),
+        guided=_half(guided),
+    )
 
 
 def _half(trajectory: Trajectory) -> Half:

@@ -1,11 +1,15 @@
 """Transitions between the phases, case by case, and paired trials by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 from episodes import episode, turn
+from test_guidance import guidance_of
 
 from siri.config import PhasesConfig
 from siri.engine.trajectory import Ended
 from siri.phases import Evidence, first_phase, is_held_up, next_phase
+from siri.run_record import pass_to_next_phase
 from siri.trials import halves, trials_of
 
 CONFIG = PhasesConfig(n_succ_required=10, min_tasks=3, max_warmup=5, mining_steps=4)
@@ -68,6 +72,23 @@ def test_mining_that_must_go_on_is_told_once(phase, iterations, usable, switches
     evidence = Evidence(iterations=iterations, successes=99, tasks=99, usable_skills=usable)
     no_internalisation = switches.get("no_internalisation", False)
     assert is_held_up(phase, evidence, config, no_internalisation=no_internalisation) is expected
+
+
+@pytest.mark.parametrize(
+    ("skills", "no_validation", "told"),
+    [
+        ((), False, "none is active after 2 iterations (0 candidates, 0 retired)"),
+        (("mug",), False, "none is active after 2 iterations (1 candidates, 0 retired)"),
+        ((), True, "none is in use after 2 iterations (0 candidates, 0 retired)"),  # nothing has to prove itself there
+        (("mug",), True, "internalise begins: 2 iterations of mining are over, 1 skills can be used"),
+    ],
+)
+def test_what_a_run_says_when_mining_has_done_its_iterations(skills, no_validation, told):
+    guidance, said = guidance_of(*skills, no_validation=no_validation, phases={"mining_steps": 2}), []
+    log, state = SimpleNamespace(note=said.append), SimpleNamespace(step=2)
+    pass_to_next_phase(SimpleNamespace(config=guidance.config, guidance=guidance, log=log, state=state))
+    assert len(said) == 1
+    assert told in said[0]
 
 
 def test_switches_hold_a_run_in_a_phase():

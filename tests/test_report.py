@@ -82,7 +82,7 @@ def test_the_numbers_of_a_run_are_those_of_its_files(folder):
     assert summary["device"] in page.section("settings").text
     for activity, seconds, _ in page.table("Wall-clock seconds"):
         assert number(seconds) == pytest.approx(summary["wall_seconds"][activity], abs=0.0501)
-    assert str(summary["git_commit"]) in page.section("settings").text
+    assert (summary["git_commit"] or "not from a git checkout") in page.section("settings").text
 
 
 def test_the_skills_of_a_run_are_those_of_its_bank(folder):
@@ -245,3 +245,21 @@ def test_samples_are_few_short_and_of_episodes_that_ended(tmp_path):
     assert [sample["step"] for sample in read_lines(tmp_path / "samples.jsonl")] == [
         step for step in steps if step < 100
     ]
+
+
+@pytest.mark.parametrize(("effects", "task"), [([{}, {3: 0.25, 1: 0.5}], "t/1"), ([{4: 0.125}, {3: 0.25}], "t/3")])
+def test_the_sample_is_the_first_group_of_all_ranks(tmp_path, monkeypatch, effects, task):
+    """With half of the groups paired, rank 0 of two has no pair at all: groups 1, 3, 5, ... are played on rank 1."""
+
+    def keep(gather):
+        monkeypatch.setattr(run_record, "all_gather_object", lambda world, own: gather(own))
+        for rank, effect in enumerate(effects):
+            config, guidance = SimpleNamespace(run_dir=tmp_path), SimpleNamespace(bank=bank_of(("cold", "heat")))
+            run = SimpleNamespace(world=World(rank=rank, size=2), config=config, guidance=guidance)
+            episodes = [played(group, member, guided=bool(member)) for group in effect for member in range(2)]
+            run_record.keep_sample(run, 7, episodes, effect)
+
+    parts: list = []
+    keep(lambda own: parts.append(own) or [])
+    keep(lambda own: parts[:2])
+    assert [sample["task_id"] for sample in read_lines(tmp_path / "samples.jsonl")] == [task]

@@ -76,7 +76,8 @@ def test_a_run_goes_through_its_phases_and_says_why(folder):
     assert [change["phase"] for change in summary["phases"]] == ["warmup", "mining", "internalise"]
     assert [change["iteration"] for change in summary["phases"]] == [0, 1, phases.index("internalise")]
     assert "1000 over" in summary["phases"][1]["reason"]
-    assert summary["eval"]["after_warmup"]["episodes"] == 2
+    points = {name: (made["episodes"], made["iterations"]) for name, made in summary["eval"].items()}
+    assert points == {"initial": (2, 0), "after_warmup": (2, 1), "final": (2, 4)}
     assert summary["env_steps"] == sum(line["rollout/env_steps"] for line in lines)
 
 
@@ -102,6 +103,14 @@ def test_the_bank_holds_what_the_metrics_say(folder):
         deltas = [trial["skill_mean"] - trial["plain_mean"] for trial in skill["evaluations"]]
         assert skill["mean"] == pytest.approx(sum(deltas) / len(deltas) if deltas else 0.0, abs=1e-12)
         assert skill["origin"]["iteration"] >= 1
+    since = {
+        (trial["iteration"], trial["group"]): trial["delta"]
+        for skill in skills
+        for trial in skill["evaluations"]
+        if any(past["status"] == "active" and past["iteration"] < trial["iteration"] for past in skill["changes"])
+    }
+    assert summary["skills"]["groups_since_promotion"] == len(since) > 0
+    assert summary["skills"]["effect_since_promotion"] == pytest.approx(sum(since.values()) / len(since))
     assert all("rollout/guided_success_rate" in line for line in lines if line["skills/trials"])
     internalised = [line.get("distill/tokens", 0.0) for line in lines]
     assert summary["tokens_internalised"] == sum(internalised) > 0
@@ -121,6 +130,15 @@ def test_a_run_resumes_in_any_phase_to_the_same_bank_and_weights(folder, stops):
     assert metrics(folder / name) == metrics(folder / "whole")
     assert bank(folder / name) == bank(folder / "whole")
     assert same(folder / name, folder / "whole", 4)
+
+
+def test_branches_are_compared_with_themselves_only(folder):
+    assert main(words(folder, name="branch", iterations=2, **{"skills.statistics": "branch"})) == 0
+    for step, (line, other) in enumerate(zip(metrics(folder / "whole")[:2], metrics(folder / "branch"), strict=True)):
+        assert line["rollout/success_rate"] == other["rollout/success_rate"]  # the same episodes
+        assert line["skills/trials"] == other["skills/trials"]
+        assert (line["skills/trials"] > 0) is (step == 1)
+        assert (line["rollout/abs_advantage"] != other["rollout/abs_advantage"]) is (step == 1)
 
 
 @pytest.mark.slow
@@ -156,6 +174,7 @@ def test_two_ranks_have_the_skills_phases_and_weights_of_one(folder):
     # Group g is played on rank g modulo 2: both have written skills and tried them, or equality would prove little.
     assert {skill["origin"]["group"] % 2 for skill in skills} == {0, 1}
     assert {trial["group"] % 2 for skill in skills for trial in skill["evaluations"]} == {0, 1}
+    assert (folder / "ranks" / "samples.jsonl").read_bytes() == (folder / "whole" / "samples.jsonl").read_bytes()
     one, two = (json.loads((folder / name / "summary.json").read_text()) for name in ("whole", "ranks"))
     assert (one["ranks"], two["ranks"]) == (1, 2)
     for part in ("phases", "eval", "skills", "env_steps", "tokens_internalised"):

@@ -286,6 +286,7 @@ def leave_run(study: Study, run: Planned, *, skills: dict[str, int], config: Run
         "git_commit": "abc",
     }  # fmt: skip
     lines = [{"rollout/env_steps": 10.0 * (i + 1), "rollout/plain_success_rate": 0.2 * i} for i in range(3)]
+    lines[2]["skills/effect"] = 0.25
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "config.yaml").write_text(dump_config(config))
@@ -326,3 +327,6 @@ def test_a_run_is_trained_and_compared_on_the_games_it_was_evaluated_on(
         "evaluation": [(0, 0.1), (30, 0.3), (60, 0.5)],
         "rollout": [(0, 0.0), (10, 0.2), (30, 0.4)],
     }
+    # An iteration that tried no skill has no effect.
+    assert found["by_iteration"]["skills/effect"] == [None, None, 0.25]
+    assert found["by_iteration"]["rollout/env_steps"] == [10, 20, 30]
