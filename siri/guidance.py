@@ -25,7 +25,7 @@ from siri.prompts import Renderer
 from siri.screening import ScreenRules
 from siri.shipped import is_warm_started, resolve
 from siri.skills import BankRules, Origin, Skill, SkillBank
-from siri.trials import trials_of
+from siri.trials import solved_both_ways, trials_of
 
 RETRIEVAL_TURN = -2
 """Stands where rollouts put the turn in the seed of a request."""
@@ -127,9 +127,9 @@ class Guidance:
         utility = {skill.id: skill.mean for skill in self.bank.skills}
         own = trials_of(trajectories, iteration=step)
         found = successes(trajectories, iteration=step, shorten=renderer.shorten)
-        gathered = all_gather_object(self.world, (own, found))
-        self.buffer.add(success for _, part in gathered for success in part)
-        trials = [trial for part, _ in gathered for trial in part]
+        gathered = all_gather_object(self.world, (own, found, solved_both_ways(trajectories, own)))
+        self.buffer.add(success for _, part, _ in gathered for success in part)
+        trials = [trial for part, _, _ in gathered for trial in part]
         changed = () if self.config.no_validation else self.bank.record(trials, iteration=step)
         statuses = [skill.status for skill in changed]
         metrics = {f"skills/{name}": float(count) for name, count in self.bank.counts().items()}
@@ -137,6 +137,8 @@ class Guidance:
             metrics["skills/effect"] = float(np.mean([trial.delta for trial in trials]))
             metrics["skills/plain_return"] = float(np.mean([trial.plain_mean for trial in trials]))
             metrics["skills/guided_return"] = float(np.mean([trial.skill_mean for trial in trials]))
+            solved, played = np.sum([counts for _, _, counts in gathered], axis=0).T
+            metrics["skills/plain_success"], metrics["skills/guided_success"] = (solved / played).tolist()
         metrics |= {
             "skills/trials": float(len(trials)),
             "skills/promoted": float(statuses.count("active")),

@@ -7,6 +7,8 @@ what differs in the outcome is the skills' doing.
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from siri.engine.trajectory import Ended, Trajectory
 from siri.skills import Trial
 
@@ -41,3 +43,13 @@ def trials_of(trajectories: Sequence[Trajectory], *, iteration: int) -> list[Tri
             )
             trials.append(trial)
     return trials
+
+
+def solved_both_ways(trajectories: Sequence[Trajectory], trials: Sequence[Trial]) -> np.ndarray:
+    """i64[2, 2] over the groups of `trials`, plain halves first: episodes solved, and played to an end of their own."""
+    groups = {trial.group for trial in trials}
+    counts = np.zeros((2, 2), np.int64)
+    for trajectory in trajectories:
+        if trajectory.group in groups and trajectory.ended is not Ended.ENV_ERROR:
+            counts[int(bool(trajectory.condition))] += (trajectory.success, 1)
+    return counts

@@ -91,6 +91,8 @@ LINE = {
     "rollout/guided_success_rate": 0.6,
     "skills/plain_return": 0.45,
     "skills/guided_return": 0.55,
+    "skills/plain_success": 0.45,
+    "skills/guided_success": 0.55,
     "distill/tokens": 120.0,
     "tokens_per_second/rollout": 1500.0,
     "train/approx_kl": 0.001,

@@ -1,5 +1,6 @@
 """Transitions between the phases, case by case, and paired trials by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from siri.config import PhasesConfig
 from siri.engine.trajectory import Ended
 from siri.phases import Evidence, first_phase, is_held_up, next_phase
 from siri.run_record import pass_to_next_phase
-from siri.trials import halves, trials_of
+from siri.trials import halves, solved_both_ways, trials_of
 
 CONFIG = PhasesConfig(n_succ_required=10, min_tasks=3, max_warmup=5, mining_steps=4)
 
@@ -134,6 +135,10 @@ def test_trials_are_the_difference_of_the_means_of_the_halves():
     assert (second.group, second.skills) == (4, ("s0001", "s0003"))
     assert (second.skill_mean, second.plain_mean, second.delta) == (0.75, 0.5, 0.25)
     assert trials_of(list(reversed(trajectories)), iteration=6) == [first, second]
+
+    solved = [replace(trajectory, success=trajectory.total_reward == 1.0) for trajectory in trajectories]
+    counts = solved_both_ways(solved, [first, second])
+    assert counts.tolist() == [[2, 3], [1, 3]]  # plain: of 4, 0 and 2 were won, as was 2, 0; guided: of 4, 2 was
 
 
 @pytest.mark.parametrize("size", [2, 8, 10])

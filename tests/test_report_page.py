@@ -30,7 +30,7 @@ HOSTILE = [
 ]
 
 
-SKILLED = ("rollout/guided_success_rate", "skills/plain_return", "skills/guided_return")
+SKILLED = ("rollout/guided_success_rate", "skills/plain_success", "skills/guided_success")
 PLAIN = {name: value for name, value in LINE.items() if name not in SKILLED}
 
 
@@ -133,7 +133,7 @@ def test_any_text_is_shown_as_it_is(text):
         ),
         ({"config": {"no_validation": True}, "bank": bank_of(("a", "b"))}, ["This run does not validate"]),
         ({"config": {"no_internalisation": True}}, ["None: no_internalisation"]),
-        ({"lines": [{"rollout/success_rate": None}, LINE]}, ["50.0% in iteration 1", "0.55 in iteration 1"]),
+        ({"lines": [{"rollout/success_rate": None}, LINE]}, ["50.0% in iteration 1", "55.0% in iteration 1"]),
         ({"summary": {**SUMMARY, "git_commit": None}}, ["not from a git checkout"]),
         (
             {
@@ -170,8 +170,8 @@ def test_skills_are_compared_on_the_groups_that_were_played_both_ways(tmp_path):
     """And not with plain episodes of other tasks, whose success (0.4) is no part of the drawing."""
     page = page_of(write_run(tmp_path / "run", bank=bank_of(("cold", "heat"))))
     [told] = [desc.text for desc in page.section("success").all("desc") if "without skills" in desc.text]
-    assert "0.45" in told
-    assert "0.55" in told
+    assert "45.0%" in told
+    assert "55.0%" in told
     assert "groups that are plain altogether are in neither" in page.section("success").text
 
 

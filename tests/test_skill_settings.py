@@ -102,11 +102,14 @@ def test_an_update_is_told_the_divergence_and_the_weight_of_its_iteration(
 def test_what_an_iteration_tells_of_its_pairs() -> None:
     guidance = guidance_of("mug", "mug", skills={"explore": 0.0})
     guidance.bank = bank_of("mug", "mug", **{**RULES, "n_eval": 1, "max_eval": 9})
-    _, metrics = guidance.learn(both_ways({0: 1.0, 1: -0.5}), renderer(), step=2)
+    played = both_ways({0: 1.0, 1: -0.5})
+    trajectories = [replace(t, success=t.group == 0 and bool(t.condition)) for t in played]
+    _, metrics = guidance.learn(trajectories, renderer(), step=2)
     told = {name.removeprefix("skills/"): value for name, value in metrics.items() if name.startswith("skills/")}
     assert told == {
         "candidate": 0.0, "active": 1.0, "retired": 1.0, "promoted": 1.0, "given_up": 1.0, "trials": 2.0,
         "effect": 0.25, "plain_return": PLAIN_REWARD, "guided_return": PLAIN_REWARD + 0.25,
+        "plain_success": 0.0, "guided_success": 0.5,
     }  # fmt: skip
 
 

@@ -127,8 +127,9 @@ def success(run: RunFiles) -> list[Element]:
         marks_label=f"evaluation, plain prompt, split {run.config.eval.split}, 95% interval",
     )
     halves = Chart(
-        title="Mean return of the groups that were played both ways",
-        series=run.series(("without skills", "skills/plain_return"), ("with skills", "skills/guided_return")),
+        title="Solved episodes of the groups that were played both ways",
+        series=run.series(("without skills", "skills/plain_success"), ("with skills", "skills/guided_success")),
+        form=percent,
         bands=run.bands,
     )
     told = (
@@ -136,7 +137,7 @@ def success(run: RunFiles) -> list[Element]:
         f"{run.config.eval.temperature:g} and on the split {run.config.eval.split}: compare each with its own kind. "
         "Iterations count from 0, as in metrics.jsonl."
     )
-    if not any("skills/guided_return" in line for line in run.lines):
+    if not any("skills/guided_success" in line for line in run.lines):
         none = f"No task group was played both without and with skills{_why_no_skills(run)}."
         return [node("p", told, class_="muted"), draw(whole), node("p", none, class_="muted")]
     # Groups that no skill matches are plain altogether, and of other tasks: against them the skills would look as good
