@@ -8,7 +8,9 @@
     dh_t = sum_v dz_tv z'_tv W_v      dW_v = sum_t dz_tv z'_tv h_t,      z' = dz/draw
 
 The backward pass needs p, and p needs the whole row: it is recomputed block by block from the saved lse (four GEMMs of
-2THV operations in all). Signs: this is +logprob, in nats, as TRL and verl return it; Liger and CCE return its negative.
+2THV operations in all). On a CPU, as many blocks of logits as the weight's gradient will have room for wait in its
+memory and are not made again: all of them where T <= H. Signs: this is +logprob, in nats, as TRL and verl return it;
+Liger and CCE return its negative.
 
 Legend: T tokens, H hidden, V vocabulary (this rank's shard of it under tensor parallelism).
 """
@@ -67,13 +69,35 @@ def linear_logprob_ref(
     return torch.where(kept, logprob, 0), torch.where(kept, entropy, 0), torch.where(kept, lse, 0)
 
 
+class KeptLogits:
+    """Raw logits of the first blocks of columns, in the memory that the weight's gradient will need in any case.
+
+    The gradient of a block of columns is written over what no later block needs: the logits of block i begin where its
+    gradient does, or later where there are more rows than columns of the weight.
+    """
+
+    def __init__(self, num_rows: int, weight: Tensor) -> None:
+        self.memory = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        """[V, H]"""
+        self._num_rows = num_rows
+
+    def block(self, cols: slice) -> Tensor | None:
+        """[n, columns], the place of the logits of a block from `blocks(V, VOCAB_BLOCK)`; None where there is none."""
+        num_columns = cols.stop - cols.start
+        start = cols.start * max(self._num_rows, self.memory.shape[1])
+        stop = start + self._num_rows * num_columns
+        if stop > self.memory.numel():
+            return None
+        return self.memory.view(-1)[start:stop].view(self._num_rows, num_columns)
+
+
 def shard_stats(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0,
-    *, with_moment: bool = True,
+    *, with_moment: bool = True, kept: KeptLogits | None = None,
 ) -> Tensor:  # fmt: skip
     """`SoftmaxStats` [4, T] over the columns of `weight`, which are the token ids from `vocab_start` on.
 
-    `with_moment=False` may leave out what only the entropy needs.
+    `with_moment=False` may leave out what only the entropy needs. `kept` may get raw logits to hold.
     """
     if use_triton(hidden, weight, bias):
         from .linear_logprob_triton import shard_stats_triton  # here: triton is not everywhere
@@ -87,6 +111,8 @@ def shard_stats(
         w, b = weight[cols].to(dtype), None if bias is None else bias[cols].to(dtype)
         for rows in blocks(len(x), TOKEN_BLOCK):
             z = raw_logits(x[rows], w, b)
+            if kept is not None and (place := kept.block(cols)) is not None:
+                place[rows] = z
             logit_map.select(rows).apply_(z)
             where = locate(targets[rows], vocab_start + cols.start, len(w))
             block = softmax_stats_(z, *where, with_moment=with_moment)
@@ -104,8 +130,12 @@ def shard_gradients(
     lse: Tensor,
     vocab_start: int,
     needs: tuple[bool, bool, bool],
+    kept: KeptLogits | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of (hidden, in the compute dtype; weight; bias) from this shard of the vocabulary, where needed."""
+    """Gradients of (hidden, in the compute dtype; weight; bias) from this shard of the vocabulary, where needed.
+
+    `kept`, of these very rows, is spent: its memory becomes the weight's gradient.
+    """
     if use_triton(hidden, weight, bias):
         from .linear_logprob_triton import shard_gradients_triton
 
@@ -116,13 +146,14 @@ def shard_gradients(
     scale = _row_scale(grad, logit_map) if grad.of_logprob_alone and logit_map.softcap is None else None
     x_scaled = x if scale is None else x * scale[:, None]
     dx = torch.zeros_like(x) if need_x else None
-    dw = torch.empty_like(weight) if need_w else None
+    dw = (torch.empty_like(weight) if kept is None else kept.memory) if need_w else None
     db = torch.empty_like(bias) if need_b and bias is not None else None
     for cols in blocks(len(weight), VOCAB_BLOCK):
         w, b = weight[cols].to(x.dtype), None if bias is None else bias[cols].to(x.dtype)
         dw_block, db_block = torch.zeros_like(w), x.new_zeros(len(w))
+        held = None if kept is None else kept.block(cols)
         for rows in blocks(len(x), TOKEN_BLOCK):
-            z = raw_logits(x[rows], w, b)
+            z = raw_logits(x[rows], w, b) if held is None else held[rows]
             slope = logit_map.select(rows).apply_(z)
             where = locate(targets[rows], vocab_start + cols.start, len(w))
             if scale is None:
@@ -153,7 +184,8 @@ def _row_scale(grad: SoftmaxGrad, logit_map: LogitMap) -> Tensor:
 
 
 class LinearLogprob(torch.autograd.Function):
-    """The logits are made twice, a part at a time: for the statistics, and again for the gradient."""
+    """The logits are made twice, a part at a time: for the statistics, and, where they were not kept, again for the
+    gradient."""
 
     @staticmethod
     def forward(
@@ -166,14 +198,17 @@ class LinearLogprob(torch.autograd.Function):
         vocab_start: int,
         tp_group: dist.ProcessGroup | None,
         with_entropy: bool,
+        kept: KeptLogits | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         with full_precision(hidden.device):
-            local = shard_stats(hidden, weight, bias, targets, logit_map, vocab_start, with_moment=with_entropy)
+            local = shard_stats(
+                hidden, weight, bias, targets, logit_map, vocab_start, with_moment=with_entropy, kept=kept
+            )
         stats = merge_over_ranks(local, tp_group)
         logprob, entropy, lse = stats.logprob, stats.entropy, stats.lse  # nobody sees an entropy that was not asked for
         ctx.save_for_backward(hidden, weight, bias, targets, entropy, lse)
-        ctx.logit_map, ctx.vocab_start, ctx.tp_group = logit_map, vocab_start, tp_group
+        ctx.logit_map, ctx.vocab_start, ctx.tp_group, ctx.kept = logit_map, vocab_start, tp_group, kept
         return logprob, entropy, lse
 
     @staticmethod
@@ -184,10 +219,11 @@ class LinearLogprob(torch.autograd.Function):
         hidden, weight, bias, targets, entropy, lse = ctx.saved_tensors
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy, g_lse)
         live = grad.live_rows()  # the other rows cost nothing, and a NaN in one of them stays there
+        kept, ctx.kept = ctx.kept, None  # a second backward pass makes all logits again
         with full_precision(hidden.device):
             dx, dw, db = shard_gradients(
                 hidden[live], weight, bias, targets[live], ctx.logit_map.select(live), grad.select(live), lse[live],
-                ctx.vocab_start, ctx.needs_input_grad[:3],
+                ctx.vocab_start, ctx.needs_input_grad[:3], None if isinstance(live, Tensor) else kept,
             )  # fmt: skip
         if dx is not None:
             if ctx.tp_group is not None:
@@ -195,7 +231,14 @@ class LinearLogprob(torch.autograd.Function):
             dx = dx.to(hidden.dtype)
             if isinstance(live, Tensor):
                 dx = torch.zeros_like(hidden).index_copy_(0, live, dx)
-        return dx, dw, db, None, None, None, None, None
+        return dx, dw, db, None, None, None, None, None, None
+
+
+def _room_for_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> KeptLogits | None:
+    """Where the weight gets a gradient in the dtype of the logits, and no kernel of a GPU has its own way."""
+    if not (torch.is_grad_enabled() and weight.requires_grad) or use_triton(hidden, weight, bias):
+        return None
+    return KeptLogits(num_rows, weight) if weight.dtype == compute_dtype(hidden, weight, bias) else None
 
 
 @overload
@@ -238,8 +281,8 @@ def linear_logprob(
         tp_group: vocabulary-parallel: `weight` and `bias` hold this rank's contiguous shard, shards in rank order and
             of any size; `targets` are global ids. Every rank must hold the same `hidden` and `targets` and form the
             same loss; all get the same outputs and the full gradient of `hidden`; `weight` gets its shard's.
-        backend: "auto", bounded memory (`dispatch.explain()` says by which kernels); "reference", all logits in memory
-            (the oracle, no `tp_group`).
+        backend: "auto", bounded memory (`dispatch.explain()` says by which kernels; on a CPU, from the forward pass on,
+            what the gradient of `weight` takes); "reference", all logits in memory (the oracle, no `tp_group`).
 
     Returns:
         logprob [T] (, entropy [T]) (, lse [T]) in nats; float32, or float64 if an input is.
@@ -262,8 +305,9 @@ def linear_logprob(
         kept = kept_rows(targets, ignore_index, None)
         logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
         outputs = LinearLogprob.apply(
-            hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group, return_entropy
-        )
+            hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group, return_entropy,
+            _room_for_logits(hidden, weight, bias, len(targets[kept])),
+        )  # fmt: skip
         if isinstance(kept, Tensor):
             outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
     wanted = tuple(o for o, want in zip(outputs, (True, return_entropy, return_lse), strict=True) if want)
