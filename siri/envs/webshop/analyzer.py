@@ -10,10 +10,11 @@ import regex
 from siri.envs.webshop.porter import porter_stem
 
 # Lucene's English stop words.
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this"
-    " to was will with".split()
-)
+_STOP_WORDS = """
+a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to
+was will with
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 # Lucene cuts longer tokens into pieces of this many characters.
 MAX_TOKEN = 255
 

@@ -1,4 +1,4 @@
-"""The shop's data, loaded once and shared by every environment of a process: products, goals, search, rendered pages."""
+"""The shop's data, loaded once and shared by all environments of a process: products, goals, search, rendered pages."""
 
 import json
 import re
@@ -11,20 +11,24 @@ from typing import Any
 
 from siri.engine.errors import UserError
 from siri.envs.webshop.goals import SHUFFLE_SEED, Goals, human_written_goals, synthetic_goals
+from siri.envs.webshop.pages import Page, item_page, sub_page
 from siri.envs.webshop.product import MalformedRecord, Product, Shared, read_product
 from siri.envs.webshop.reward import Nouns
 from siri.envs.webshop.search import SearchIndex, index_text
 
 MAX_ASIN = 10
 # 4096 queries keep 50 hits each: 2 MB, more than the queries of an iteration of 256 episodes.
-_CACHED_QUERIES = 4096
+_CACHED_QUERIES, _LONGEST_CACHED_QUERY = 4096, 1000
+# A page takes 4 to 12 kB.
+_CACHED_PAGES = 1024
 _WORD = re.compile(r"[^\W\d_]+")
 # Words of titles that are no nouns, for catalogues without a table of nouns.
-_NO_NOUNS = frozenset(
-    "a an and any are as at both by each for from fit free full good great has high in into is it its low more most new"
-    " no not of off on or our out over own per plus set small large long short soft than that the their them then this"
-    " to ultra under up very via we with without your you".split()
-)
+_FUNCTION_WORDS = """
+a an and any are as at both by each for from fit free full good great has high in into is it its low more most new no
+not of off on or our out over own per plus set small large long short soft than that the their them then this to ultra
+under up very via we with without your you
+"""
+_NO_NOUNS = frozenset(_FUNCTION_WORDS.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +56,23 @@ class Catalogue:
         self.index = SearchIndex([product.asin for product in products], map(index_text, products))
         self.number = {product.asin: p for p, product in enumerate(products)}
         """ASIN -> place in `products`."""
-        self.search = lru_cache(maxsize=_CACHED_QUERIES)(self._search)
+        self._cached_search = lru_cache(maxsize=_CACHED_QUERIES)(self._search)
+        self._cached_page = lru_cache(maxsize=_CACHED_PAGES)(self._page)
+
+    def search(self, query: str) -> tuple[int, ...]:
+        """Places of the best products for a query in lower case, best first, at most 50."""
+        return self._cached_search(query) if len(query) <= _LONGEST_CACHED_QUERY else self._search(query)
+
+    def page(self, product: int, name: str, *, show_attributes: bool = False) -> Page:
+        """The page of the product at this place: "item", or one of `SUB_PAGES`."""
+        return self._cached_page(product, name, show_attributes)
 
     def _search(self, query: str) -> tuple[int, ...]:
-        """Places of the best products for a query in lower case, best first, at most 50."""
         return tuple(product for product, _ in self.index.search(query))
+
+    def _page(self, product: int, name: str, show_attributes: bool) -> Page:
+        it = self.products[product]
+        return item_page(it, show_attributes=show_attributes) if name == "item" else sub_page(it, name)
 
 
 def load_catalogue(

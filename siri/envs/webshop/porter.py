@@ -27,10 +27,10 @@ _STEP_2 = {
     "logi": "log",
 }
 _STEP_3 = {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ful": "", "ness": ""}
-_STEP_4 = dict.fromkeys(
-    "al ance ence er ic able ible ant ement ment ent ion ou ism ate iti ous ive ize".split(),
-    "",
-)
+_STEP_4_ENDINGS = """
+al ance ence er ic able ible ant ement ment ent ion ou ism ate iti ous ive ize
+"""
+_STEP_4 = dict.fromkeys(_STEP_4_ENDINGS.split(), "")
 
 
 def porter_stem(word: str) -> str:

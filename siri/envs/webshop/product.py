@@ -37,7 +37,7 @@ class Product:
     query: str
     category: str
     product_category: str
-    """Levels separated by `›`."""
+    """Levels separated by U+203A, the single angle quotation mark."""
     instruction: str | None
     """The synthetic instruction without options and price; None if the product is no goal."""
     instruction_attributes: tuple[str, ...]

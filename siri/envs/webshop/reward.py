@@ -17,15 +17,16 @@ Nouns = Callable[[str], Sequence[str]]
 """Product name -> its nouns in lower case, repetitions included."""
 
 # A value counts as a colour's if the colour's name occurs anywhere in it; the first of the list wins.
-_COLOURS = (
-    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo"
-    " caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream"
-    " crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather"
-    " indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha"
-    " multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal"
-    " rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise"
-    " violet walnut wheat white wine yellow"
-).split()
+_COLOUR_WORDS = """
+alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo
+caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal
+dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather indigo ivory
+ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha multicolor mushroom
+mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal rust sand sapphire
+seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise violet walnut wheat white
+wine yellow
+"""
+_COLOURS = _COLOUR_WORDS.split()
 _LATIN_1 = re.compile("[\x80-\xff]")
 _NOT_WORD = re.compile(r"\W")
 # thefuzz rounds the ratio to whole percents before it is compared, so 85.5 passes.
@@ -127,7 +128,7 @@ def _words(text: str) -> str:
 
 
 def _levels(product_category: str) -> set[str]:
-    return {level.strip() for level in product_category.split("›")}
+    return {level.strip() for level in product_category.split("\u203a")}
 
 
 def _title_score(bought: Sequence[str], wanted: Sequence[str]) -> float:
