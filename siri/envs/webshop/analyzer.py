@@ -38,12 +38,12 @@ _PICTURE = (
     r"\U0001f232-\U0001f23a\U0001f23c-\U0001f23f\U0001f249-\U0001f3fa\U0001f400-\U0001f53d\U0001f546-\U0001f64f"
     r"\U0001f680-\U0001f6ff\U0001f774-\U0001f77f\U0001f7d5-\U0001f7ff\U0001f80c-\U0001f80f\U0001f848-\U0001f84f"
     r"\U0001f85a-\U0001f85f\U0001f888-\U0001f88f\U0001f8ae-\U0001f8ff\U0001f90c-\U0001f93a\U0001f93c-\U0001f945"
-    rf"\U0001f947-\U0001fffd]{_MARKS}"
+    r"\U0001f947-\U0001fffd]"
 )
 _TOKEN = regex.compile(
     rf"(?:{_JOIN})*+{_RUN}(?:(?:{_JOIN})++{_RUN})*+(?:{_JOIN})*+"
     rf"|[\p{{Script=Han}}\p{{Script=Hiragana}}]{_MARKS}"  # each is a token of its own
-    rf"|{_PICTURE}(?:\u200d{_PICTURE})*+"
+    rf"|{_PICTURE}(?:\p{{WB=Extend}}*+\u200d{_PICTURE})*{_MARKS}"
     rf"|\p{{WB=Regional_Indicator}}{_MARKS}(?:\p{{WB=Regional_Indicator}}{_MARKS})?"
 )
 _APOSTROPHES = "'\u2019\uff07"
