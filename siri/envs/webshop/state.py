@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from siri.engine.errors import UserError
@@ -42,18 +43,20 @@ class State:
         """Raises UserError for anything that `as_dict` does not make."""
         kinds = get_args(PageKind)
         try:
-            state = cls(**data)
-        except TypeError as error:
+            state = cls(**{**data, "visited": tuple(data.get("visited", ())), "options": dict(data.get("options", {}))})
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"state: {data!r} is no WebShop state ({error}); give what `as_dict` made") from error
         if state.kind not in kinds:
             raise UserError(f"state.kind: {state.kind!r}; it must be one of {', '.join(kinds)}")
         searched, opened = state.kind != "search", state.kind not in ("search", "results")
-        if searched != isinstance(state.query, str) or searched != isinstance(state.number, int):
-            raise UserError(
-                f"state: a page '{state.kind}' {'needs' if searched else 'has no'} query and number: {data!r}"
-            )
-        if opened != isinstance(state.asin, str):
-            raise UserError(f"state: a page '{state.kind}' {'needs an' if opened else 'has no'} asin: {data!r}")
-        if not isinstance(state.options, Mapping):
-            raise UserError(f"state.options: {state.options!r}; it must map groups to values")
+        for name, value, kind, wanted in (
+            ("query", state.query, str, searched),
+            ("number", state.number, int, searched),
+            ("asin", state.asin, str, opened),
+        ):
+            if not isinstance(value, kind if wanted else NoneType):
+                rule = f"must be {'a text' if kind is str else 'an integer'}" if wanted else "must be None"
+                raise UserError(f"state.{name}: {value!r}; on a page '{state.kind}' it {rule}")
+        if state.number is not None and state.number < 1:
+            raise UserError(f"state.number: {state.number}; pages of results count from 1")
         return state
