@@ -21,6 +21,8 @@ NO_LIMIT = 1_000_000.0
 """Price limit of a goal without one, in dollars."""
 SHUFFLE_SEED = 233
 """Seed of the official goal order."""
+WantedOption = tuple[str, str] | str
+"""A wanted option value: with its group, or bare."""
 _GRID = [10.0 * i for i in range(1, 100)]
 
 
@@ -42,8 +44,8 @@ class Goal:
     attributes: tuple[str, ...]
     price_upper: float
     """Dollars; `NO_LIMIT` where the text names no limit."""
-    options: tuple[tuple[str, str], ...] | tuple[str, ...]
-    """Wanted option values: (group, value) pairs of a synthetic goal, bare values of a human one."""
+    options: tuple[WantedOption, ...]
+    """Pairs of a synthetic goal, bare values of a human one."""
     weight: float
     """Weight in the official session sampling."""
 
@@ -99,11 +101,12 @@ class Goals(Sequence[Goal]):
         index = range(len(self))[index]  # raises IndexError, and counts negative ones from the end
         product = self._products[self.product[index]]
         limit, choice = float(self._limit[index]), int(self._choice[index])
-        attributes, options, text = product.instruction_attributes, tuple[Any, ...](), product.instruction or ""
+        options: tuple[WantedOption, ...]
         if self._human is None:
-            options = _combination(product, choice)
-            if options:
-                text += " with " + ", and ".join(f"{name}: {value}" for name, value in options)
+            attributes, text = product.instruction_attributes, product.instruction or ""
+            options = pairs = _combination(product, choice)
+            if pairs:
+                text += " with " + ", and ".join(f"{name}: {value}" for name, value in pairs)
         else:
             said = self._human[int(self.product[index])][choice]
             attributes, options, text = said.attributes, said.options, said.text.strip(".")
@@ -172,7 +175,7 @@ def human_written_goals(products: Sequence[Product], told: Mapping[str, Any], rn
     }
     sizes = [len(instructions) for instructions in said.values()]
     product = np.repeat(np.array(list(said), np.int32), sizes)
-    limits = [draw_price_limit(products[p].price, rng) for p in product]
+    limits = [draw_price_limit(products[p].price, rng) for p in product.tolist()]
     return Goals(
         products=products, product=product, choice=_counted(sizes), limit=np.array(limits, np.float32), human=said
     )

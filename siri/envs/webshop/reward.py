@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from rapidfuzz.fuzz import token_set_ratio
 
-from siri.envs.webshop.goals import Goal
+from siri.envs.webshop.goals import Goal, WantedOption
 from siri.envs.webshop.product import Product
 
 Nouns = Callable[[str], Sequence[str]]
@@ -102,7 +102,7 @@ def attribute_matches(attribute: str, product: Product) -> bool:
     )
 
 
-def option_matches(wanted: tuple[str, str] | str, value: str) -> bool:
+def option_matches(wanted: WantedOption, value: str) -> bool:
     """The chosen `value` is similar to the wanted one.
 
     A wanted (group, value) pair is compared as Python prints the tuple, so the group's name is part of the text, and
@@ -112,7 +112,7 @@ def option_matches(wanted: tuple[str, str] | str, value: str) -> bool:
 
 
 @lru_cache(maxsize=1 << 14)
-def _colour(option: tuple[str, str] | str) -> str:
+def _colour(option: WantedOption) -> str:
     """The first colour word in the option, or the option itself."""
     return next((colour for colour in _COLOURS if colour in option), str(option))
 

@@ -1,19 +1,21 @@
 """Which goals can be won at all, and which belong to training, validation and test."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import Literal
 
 from siri.engine.errors import UserError
 from siri.envs.webshop.catalogue import Catalogue
-from siri.envs.webshop.goals import SHUFFLE_SEED, Goal
+from siri.envs.webshop.goals import SHUFFLE_SEED, Goal, WantedOption
 from siri.envs.webshop.official import official_splits, verl_agent_splits
-from siri.envs.webshop.product import Product
-from siri.envs.webshop.reward import Nouns, attribute_matches, option_matches, score_purchase
+from siri.envs.webshop.pages import BACK, BUY, PREVIOUS, SEARCH_BUTTON, SUB_PAGES
+from siri.envs.webshop.reward import option_matches, score_purchase
 
 SplitBy = Literal["goal", "product", "official", "verl-agent"]
 _WAYS: tuple[SplitBy, ...] = ("goal", "product", "official", "verl-agent")
+# On the page of a product a click on one of these words never chooses an option.
+_TAKEN = frozenset((SEARCH_BUTTON, BACK, PREVIOUS, BUY, *SUB_PAGES))
 # Of the products with goals, each of the two small splits gets this share.
 _PRODUCT_SHARE = 0.1
 
@@ -24,11 +26,11 @@ def winnable_goals(catalogue: Catalogue, indices: Iterable[int]) -> list[int]:
     Of one sample of real data 438 of 6173 cannot be won: a colour named inside a value's name (`d01blue`) keeps the
     value from matching itself.
     """
-    known: dict[tuple[object, str], bool] = {}
+    known: dict[tuple[WantedOption, str], bool] = {}
     kept = []
     for index in indices:
         goal = catalogue.goals[index]
-        if _winnable(catalogue.products[goal.product], goal, catalogue.nouns, known):
+        if _winnable(catalogue, goal, known):
             kept.append(index)
     return kept
 
@@ -56,6 +58,7 @@ def split_goals(
     for field, number in (("num_valid", num_valid), ("num_test", num_test)):
         if number < 0:
             raise UserError(f"{field}: {number}; it must be 0 or more")
+    splits: Mapping[str, Sequence[int]]
     if by == "goal":
         splits = _by_goal(len(catalogue.goals), num_valid, num_test)
     elif by == "product":
@@ -103,22 +106,26 @@ def _evenly(goals: Sequence[int], product_of: Sequence[int], number: int) -> lis
     return sorted(index for _, index in sorted(ranked)[:number])
 
 
-def _winnable(product: Product, goal: Goal, nouns: Nouns, known: dict[tuple[object, str], bool]) -> bool:
+def _winnable(catalogue: Catalogue, goal: Goal, known: dict[tuple[WantedOption, str], bool]) -> bool:
     """`known` remembers which values match which wanted options, across goals."""
 
-    def matches(wanted: tuple[str, str] | str, value: str) -> bool:
+    def matches(wanted: WantedOption, value: str) -> bool:
         key = (wanted, value)
         if key not in known:
             known[key] = option_matches(wanted, value)
         return known[key]
 
-    bare = score_purchase(product, (), goal, nouns, price=product.price)
-    if bare.r_type != 1.0 or not bare.r_price or not all(attribute_matches(a, product) for a in goal.attributes):
+    product = catalogue.products[goal.product]
+    bare = score_purchase(product, (), goal, catalogue.nouns, price=product.price)
+    if bare.r_type != 1.0 or not bare.r_price or bare.num_attribute_matches < bare.num_attributes:
         return False
-    groups = dict(product.options)
+    masks: dict[str, set[int]] = {}
+    for value, group in catalogue.page(goal.product, "item").group_of.items():
+        if value and value not in _TAKEN:
+            # Bit i: the value satisfies the goal's option i.
+            mask = sum(matches(wanted, value) << i for i, wanted in enumerate(goal.options))
+            masks.setdefault(group, set()).add(mask)
     reached = {0}
-    for values in groups.values():
-        # Bit i: the value satisfies the goal's option i. One value of each group can be chosen, or none.
-        masks = {sum(matches(wanted, value) << i for i, wanted in enumerate(goal.options)) for value in values}
-        reached |= {mask | before for mask in masks for before in reached}
+    for choices in masks.values():
+        reached |= {mask | before for mask in choices for before in reached}
     return (1 << len(goal.options)) - 1 in reached
