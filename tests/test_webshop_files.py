@@ -1,15 +1,19 @@
 """Loading a shop from files and from data that are not what they should be."""
 
 import json
+import tracemalloc
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from conftest import shared_path
 from webshop_oracles import edge_oracle
 
 from siri.engine.errors import UserError
 from siri.envs.webshop import Catalogue, WebShopEnv, load_catalogue
 from siri.envs.webshop.catalogue import guess_nouns
+from siri.envs.webshop.files import read_records
 from siri.envs.webshop.goals import NO_LIMIT, draw_price_limit
 from siri.envs.webshop.splits import winnable_goals
 
@@ -124,13 +128,57 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     wrong.write_text("{}", encoding="utf-8")
     for path, message in (
         (absent, "products: '.*absent.json' cannot be read"),
-        (broken, "products: '.*broken.json' is not JSON"),
-        (wrong, "products: '.*wrong.json' holds a dict; it must hold a list"),
+        (broken, "products: '.*broken.json' is not the JSON it must be"),
+        (wrong, "products: '.*wrong.json' is not the JSON it must be [(]it begins with '{}'"),
     ):
         with pytest.raises(UserError, match=message):
             load_catalogue(path, NOTES)
+    for path, message in (
+        (absent, "attributes: '.*absent.json' cannot be read"),
+        (broken, "attributes: '.*broken.json' is not the JSON it must be"),
+        (tmp_path, "attributes: .* cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_catalogue([SHIRT], path)
     with pytest.raises(UserError, match="num_products: 0"):
         load(SHIRT, num_products=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+@pytest.mark.parametrize(
+    "elements", [[], [SHIRT], [1, 12, "a,]", None, True, [], [[1]], {"a": [{}]}], [SHIRT, {"\u20ac": "\\"}] * 3]
+)
+def test_records_are_read_one_by_one(elements: list[Any], chunk: int, tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    for indent in (None, 2):
+        path.write_text(" \n" + json.dumps(elements, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        assert list(read_records(path, "products", chunk)) == elements
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[", "[1", "[1,", "[1 2]", "[1,,2]", '["a]', "[{]", "[1;"])
+def test_lists_that_are_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text, encoding="utf-8")
+    for chunk in (1, 1000):
+        with pytest.raises(UserError, match=r"products: '.*list\.json' is not the JSON it must be"):
+            list(read_records(path, "products", chunk))
+
+
+def test_memory_of_a_thousand_products() -> None:
+    """Under 60 MB with goals, search and full caches, reckoned from 394 real products."""
+    names = ("products", "attributes", "title_nouns")
+    products, attributes, nouns = (shared_path("data", "webshop", f"{name}.json") for name in names)
+    tracemalloc.start()
+    try:
+        catalogue = load_catalogue(products, attributes, None, nouns)
+        for product in catalogue.products:
+            catalogue.search(product.title.lower())
+            for name in ("item", "description", "features"):
+                catalogue.page(catalogue.number[product.asin], name)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 1e6 < taken < 60e6 * len(catalogue.products) / 1000
 
 
 def test_nouns_without_a_table() -> None:
@@ -145,8 +193,6 @@ def test_nouns_without_a_table() -> None:
 
 def test_price_limits() -> None:
     """Of the next four tens never the lowest: the others with 1, 2 and 3 of 6 pairs."""
-    from random import Random
-
     rng = Random(0)
     drawn = [draw_price_limit(20.0, rng) for _ in range(6000)]
     assert [round(drawn.count(limit) / 1000, 1) for limit in (30.0, 40.0, 50.0, 60.0)] == pytest.approx(

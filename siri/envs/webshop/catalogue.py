@@ -1,6 +1,5 @@
 """The shop's data, loaded once and shared by all environments of a process: products, goals, search, rendered pages."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from random import Random
 from typing import Any
 
 from siri.engine.errors import UserError
+from siri.envs.webshop.files import read_object, read_records
 from siri.envs.webshop.goals import SHUFFLE_SEED, Goals, human_written_goals, synthetic_goals
 from siri.envs.webshop.pages import Page, item_page, sub_page
 from siri.envs.webshop.product import MalformedRecord, Product, Shared, read_product
@@ -102,9 +102,9 @@ def load_catalogue(
 
     Raises UserError for a file that cannot be read, and for data without a single product or goal.
     """
-    records = _read(products, "products", list) if isinstance(products, str | Path) else products
-    notes = _read(attributes, "attributes", dict) if isinstance(attributes, str | Path) else attributes
-    told = _read(human_goals, "human_goals", dict) if isinstance(human_goals, str | Path) else human_goals
+    records = read_records(products, "products") if isinstance(products, str | Path) else products
+    notes = read_object(attributes, "attributes") if isinstance(attributes, str | Path) else attributes
+    told = read_object(human_goals, "human_goals") if isinstance(human_goals, str | Path) else human_goals
     if num_products is not None and num_products < 1:
         raise UserError(f"num_products: {num_products}; it must be at least 1, or None for all")
     rng = Random(seed)
@@ -190,19 +190,5 @@ def _nouns(given: str | Path | Mapping[str, Any] | Nouns | None) -> Nouns:
         return guess_nouns
     if callable(given):
         return given
-    table = _read(given, "title_nouns", dict) if isinstance(given, str | Path) else given
+    table = read_object(given, "title_nouns") if isinstance(given, str | Path) else given
     return _NounTable(table["nouns"] if isinstance(table.get("nouns"), Mapping) else table)
-
-
-def _read(path: str | Path, field: str, kind: type) -> Any:
-    path = Path(path).expanduser()
-    try:
-        with path.open(encoding="utf-8") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise UserError(f"{field}: '{path}' cannot be read ({error.strerror}); give the file's path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{field}: '{path}' is not JSON ({error}); give the official file, unpacked") from error
-    if not isinstance(data, kind):
-        raise UserError(f"{field}: '{path}' holds a {type(data).__name__}; it must hold a {kind.__name__}")
-    return data
