@@ -88,6 +88,12 @@ def test_malformed_records_are_counted_or_with_parity_refused(change: dict[str, 
         load(broken)
 
 
+def test_attributes_of_another_form() -> None:
+    for entry in (["plain"], {"attributes": "plain"}, {"attributes": [1]}, {"instruction": 3}):
+        loaded = load({**SHIRT, "asin": "A2"}, SHIRT, notes={**NOTES, "A2": entry})
+        assert loaded.skipped.malformed == 1, entry
+
+
 def test_names_that_are_skipped() -> None:
     loaded = load({**SHIRT, "asin": "nan"}, {**SHIRT, "asin": "LK_12345678"}, SHIRT)
     assert (loaded.skipped.nameless, loaded.skipped.malformed) == (2, 0)
@@ -118,8 +124,9 @@ def test_human_instructions() -> None:
     goal = load(SHIRT, human_goals=told).goals[0]
     assert goal.instruction.startswith("a shirt, and price lower than ")
     assert goal.options == ("red",)
-    with pytest.raises(UserError, match="human_goals: the entry of 'A1' must be a list of objects"):
-        load(SHIRT, human_goals={"A1": [{"instruction": "a shirt."}]})
+    for entry in ({"instruction": "a shirt."}, {**told["A1"][0], "instruction_options": "red"}, "a shirt"):
+        with pytest.raises(UserError, match="human_goals: the entry of 'A1' must be a list of objects"):
+            load(SHIRT, human_goals={"A1": [entry]})
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ class WebShopEnv:
         self._parity = parity
         self._show_attributes = show_attributes
         self._find = search or catalogue.search
+        # For `<r>` with parity; the official environment draws from the process's generator.
         self._rng = Random(goal.index)
 
     @property
@@ -209,7 +210,7 @@ class WebShopEnv:
             anchor=ascii(situation).encode(),
             reward=score if self._reward == "score" else float(score == 1.0),
             done=done,
-            success=done and score == 1.0,
+            success=done and self.score is not None and self.score.reward == 1.0,
             action_valid=valid,
         )
 

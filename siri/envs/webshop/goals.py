@@ -185,9 +185,9 @@ def _read_human(asin: str, entries: Any) -> tuple[HumanInstruction, ...]:
     try:
         return tuple(
             HumanInstruction(
-                text=entry["instruction"],
-                attributes=tuple(entry["instruction_attributes"]),
-                options=tuple(entry["instruction_options"]),
+                text=_texts([entry["instruction"]])[0],
+                attributes=_texts(entry["instruction_attributes"]),
+                options=_texts(entry["instruction_options"]),
             )
             for entry in entries
             if entry["instruction_attributes"]
@@ -197,6 +197,12 @@ def _read_human(asin: str, entries: Any) -> tuple[HumanInstruction, ...]:
             f"human_goals: the entry of '{asin}' must be a list of objects with `instruction`, `instruction_attributes`"
             f" and `instruction_options`; {error!r}"
         ) from error
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{values!r} is no list of texts")
+    return tuple(values)
 
 
 def _counted(sizes: Iterable[int]) -> np.ndarray:

@@ -54,6 +54,8 @@ def read_product(record: Mapping[str, Any], notes: Mapping[str, Any] | None, rng
     """
     price_tag, prices = _read_price(record.get("pricing"))
     notes = {} if notes is None else notes
+    if not isinstance(notes, Mapping):
+        raise MalformedRecord(f"attributes: the entry of the product is a {type(notes).__name__}, not an object")
     instruction = notes.get("instruction")
     if instruction is not None and not isinstance(instruction, str):
         raise MalformedRecord(f"instruction: {instruction!r} is not text")
