@@ -11,6 +11,7 @@ from webshop_oracles import edge_oracle, edge_shop, oracle, shop
 from siri.engine.environment import Environment, Observation
 from siri.envs.webshop.catalogue import Catalogue
 from siri.envs.webshop.engine import WebShopEnv
+from siri.envs.webshop.pages import make_page
 from siri.envs.webshop.state import State
 
 
@@ -87,3 +88,10 @@ def test_every_step_among_real_products() -> None:
 
 def test_every_step_among_awkward_products() -> None:
     assert sum(replay(edge_shop(), trace) for trace in edge_oracle()["traces"]) == 125
+
+
+def test_pieces_that_leave_a_node() -> None:
+    """The parser's rules: nothing of an empty piece, nothing of blanks with a line break, an empty node of others."""
+    pieces = ["a", "", " ", "\t ", " \n ", "\r\n", "\u00a0", "\u00a0 \n", "  b\n c ", "\x0b"]
+    page = make_page([("text", piece) for piece in pieces])
+    assert page.quoted == "'a' [SEP] '' [SEP] '' [SEP] '' [SEP] '' [SEP] 'b\n c' [SEP] ''"

@@ -99,9 +99,12 @@ def test_stems(word: str, stem: str) -> None:
 
 
 def test_lengths_in_one_byte() -> None:
-    assert [stored_length(n) for n in (0, 1, 39, 40, 41, 54, 55, 56, 57, 100, 1000)] == [
-        0, 1, 39, 40, 40, 54, 54, 56, 56, 96, 984,
-    ]  # fmt: skip
+    """Exact to 39, then in steps of 2, 4, 8 and so on, that double when eight of them have been taken."""
+    expected, low, step = list(range(40)), 40, 2
+    while low < 5000:
+        expected += [low + step * n for n in range(8) for _ in range(step)]
+        low, step = low + 8 * step, 2 * step
+    assert [stored_length(n) for n in range(5000)] == expected[:5000]
 
 
 def test_scores_are_bm25() -> None:

@@ -17,7 +17,7 @@ from siri.envs.webshop.procedural import (
     procedural_records,
     title_nouns,
 )
-from siri.envs.webshop.procedural_words import KINDS
+from siri.envs.webshop.procedural_words import EXCLUSIVE, KINDS
 from siri.envs.webshop.source import ProceduralShop, ShopTasks, split_hash
 from siri.envs.webshop.splits import SplitBy, split_goals, winnable_goals
 
@@ -75,6 +75,14 @@ def test_the_invented_shop_is_its_seed() -> None:
     assert more.products[:50] == one.products
     assert not set(other.products) & set(one.products)
     assert len({kind.query for kind in KINDS}) == len(KINDS) == 38
+
+
+def test_qualities_do_not_contradict_each_other(invented: Catalogue) -> None:
+    for product in invented.products:
+        ends = Counter(quality.split()[-1] for quality in product.attributes)
+        assert max(ends[word] for word in EXCLUSIVE) <= 1
+        assert set(product.instruction_attributes) <= set(product.attributes)
+        assert all(quality in product.title.lower() for quality in product.attributes)
 
 
 def test_its_records_go_through_the_official_loader() -> None:

@@ -27,8 +27,8 @@ def index_text(product: Product) -> str:
 
 
 def stored_length(length: int) -> int:
-    """A document length after Lucene's one byte: exact to 39, then rounded down to four significant bits."""
-    if length < 40:
+    """A document length after Lucene's one byte: exact to 39; above, what exceeds 24 keeps four significant bits."""
+    if length < 24:
         return length
     shift = max(0, (length - 24).bit_length() - 4)
     return 24 + ((length - 24) >> shift << shift)
