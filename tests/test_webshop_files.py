@@ -104,6 +104,8 @@ def test_parity_wants_attributes_and_nouns_of_every_product() -> None:
         load(SHIRT, {**SHIRT, "asin": "A2"}, parity=True)
     with pytest.raises(UserError, match="title_nouns: 1 product names are not in the table, such as 'Plain Shirt'"):
         load(SHIRT, title_nouns={}, parity=True)
+    with pytest.raises(UserError, match="title_nouns: None; parity needs the nouns"):
+        load(SHIRT, parity=True)
     assert len(load(SHIRT, {**SHIRT, "asin": "A2"}).products) == 2
 
 

@@ -115,14 +115,11 @@ def test_goals_that_cannot_be_won() -> None:
     assert not bought.success
 
 
-@pytest.mark.parametrize(
-    ("by", "winnable_only"),
-    [("goal", False), ("product", False), ("official", False), ("verl-agent", False), ("goal", True)],
-)
-def test_splits_are_disjoint_and_fixed(by: SplitBy, winnable_only: bool) -> None:
+@pytest.mark.parametrize("by", ["goal", "product", "official", "verl-agent"])
+def test_splits_are_disjoint_and_fixed(by: SplitBy) -> None:
     catalogue = shop()
-    splits = split_goals(catalogue, by=by, num_valid=300, num_test=200, winnable_only=winnable_only)
-    assert splits == split_goals(catalogue, by=by, num_valid=300, num_test=200, winnable_only=winnable_only)
+    splits = split_goals(catalogue, by=by, num_valid=300, num_test=200)
+    assert splits == split_goals(catalogue, by=by, num_valid=300, num_test=200)
     members = Counter(index for goals in splits.values() for index in goals)
     assert max(members.values()) == 1
     assert all(list(goals) == sorted(goals) for goals in splits.values())
@@ -131,11 +128,18 @@ def test_splits_are_disjoint_and_fixed(by: SplitBy, winnable_only: bool) -> None
         "official": {"test": 500, "eval": 1000, "train": 4673},
         "verl-agent": {"valid": 500, "train": 5673},
     }
-    sizes = {name: len(goals) for name, goals in splits.items()}
-    if by in expected and not winnable_only:
-        assert sizes == expected[by]
-    if by == "goal" and winnable_only:
-        assert sum(sizes.values()) == 6173 - 438
+    if by in expected:
+        assert {name: len(goals) for name, goals in splits.items()} == expected[by]
+
+
+def test_goals_that_cannot_be_won_are_left_out_and_counted() -> None:
+    catalogue = shop()
+    kept, whole = ShopTasks(catalogue, winnable_only=True), ShopTasks(catalogue)
+    assert sum(kept.left_out.values()) == 438
+    assert sum(whole.left_out.values()) == 0
+    for split in whole.splits():
+        assert len(kept.tasks(split)) == len(whole.tasks(split)) - kept.left_out[split]
+        assert set(kept.tasks(split)) < set(whole.tasks(split))
 
 
 def test_products_of_valid_and_test_are_not_in_train() -> None:

@@ -115,6 +115,10 @@ def load_catalogue(
             f" {skipped.first_malformed or 'none'}); give a list of records of the official format"
         )
     nouns = _nouns(title_nouns)
+    if parity and title_nouns is None:
+        raise UserError(
+            "title_nouns: None; parity needs the nouns of every product name, as the official tagger has them"
+        )
     if parity and isinstance(nouns, _NounTable):
         nouns.check(found)
     goals = (synthetic_goals(found, rng) if told is None else human_written_goals(found, told, rng)).shuffled(

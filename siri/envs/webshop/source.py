@@ -10,7 +10,7 @@ from siri.envs.webshop.catalogue import Catalogue
 from siri.envs.webshop.engine import RewardMode, WebShopEnv
 from siri.envs.webshop.goals import Goal
 from siri.envs.webshop.procedural import VERSION, procedural_catalogue
-from siri.envs.webshop.splits import SplitBy, split_goals
+from siri.envs.webshop.splits import SplitBy, split_goals, winnable_goals
 
 
 class ShopTasks:
@@ -29,13 +29,19 @@ class ShopTasks:
         reward: RewardMode = "success",
         prefix: str = "shop",
     ) -> None:
-        """See `split_goals` for the splits and `WebShopEnv` for the reward; raises UserError as they do."""
+        """See `split_goals` for the splits and `WebShopEnv` for the reward; raises UserError as they do.
+
+        `winnable_only` takes the goals that cannot be won out of the splits.
+        """
         self.catalogue = catalogue
         self._reward: RewardMode = reward
         self._prefix = prefix
-        self._splits = split_goals(
-            catalogue, by=split_by, num_valid=num_valid, num_test=num_test, winnable_only=winnable_only
-        )
+        splits = split_goals(catalogue, by=split_by, num_valid=num_valid, num_test=num_test)
+        self._splits = {
+            name: winnable_goals(catalogue, goals) if winnable_only else goals for name, goals in splits.items()
+        }
+        self.left_out = {name: len(goals) - len(self._splits[name]) for name, goals in splits.items()}
+        """Split -> goals that were taken out because they cannot be won."""
 
     def splits(self) -> tuple[str, ...]:
         return tuple(self._splits)
