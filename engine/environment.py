@@ -25,6 +25,9 @@ class Observation:
     """The episode is over; further steps are a caller's bug."""
     success: bool
     """The task is solved (implies `done` for the environments shipped here)."""
+    action_valid: bool | None = None
+    """Whether the environment accepted the action that led here; None: whether it was admissible says it. For actions
+    that no list can hold, such as a search for any words."""
 
 
 @runtime_checkable

@@ -226,7 +226,7 @@ class _Game:
             action=parsed.text,
             anchor=before.anchor,
             reward=answer.reward,
-            action_valid=parsed.parsed and (before.admissible is None or parsed.text in before.admissible),
+            action_valid=parsed.parsed and _accepted(parsed.text, before, answer),
             policy_version=self.rules.policy_version,
             twin_prompt_ids=self.twin_prompt_ids,
         )
@@ -281,6 +281,13 @@ class _Stage:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _accepted(action: str, before: Observation, after: Observation) -> bool:
+    """The environment's own word on the action, or else whether it was listed where there is a list."""
+    if after.action_valid is not None:
+        return after.action_valid
+    return before.admissible is None or action in before.admissible
 
 
 def _counted(progress: Progress, ended: Trajectory, *, live: int) -> Progress:

@@ -123,6 +123,24 @@ def test_every_episode_is_what_it_would_be_alone(games, max_concurrent, max_turn
     assert len(sampler.requests) == sum(len(t.turns) for t in trajectories) + broke_acting
 
 
+class OutspokenGame(FakeGame):
+    """Says itself which actions it accepted: those above ten, whatever it lists."""
+
+    def step(self, action):
+        return replace(super().step(action), action_valid=action.isdigit() and int(action) > 10)
+
+
+def test_an_environment_has_the_last_word_on_its_actions():
+    games = [OutspokenGame(f"game {i}", length=6, lists_actions=i % 2 == 0) for i in range(8)]
+    trajectories = collect(FakeSampler(), [episode(0, i, game) for i, game in enumerate(games)], **RULES)
+    said = [(turn.action, turn.action_valid) for trajectory in trajectories for turn in trajectory.turns]
+    assert all(valid == (action.isdigit() and int(action) > 10) for action, valid in said)
+    # Both verdicts fall on actions that the list would have judged otherwise; an unreadable one stays invalid.
+    listed = {(int(action) % 2 == 0, valid) for action, valid in said if action.isdigit()}
+    assert listed == {(True, True), (True, False), (False, True), (False, False)}
+    assert ("?", False) in said
+
+
 class TwinDialogue(FakeDialogue):
     """Shows one token more than the dialogue that is sampled from."""
 
