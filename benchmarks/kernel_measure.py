@@ -35,17 +35,26 @@ more are 0.125 off in bfloat16."""
 
 
 def measure(
-    task: Task, *, seconds: float, fewest: int = FEWEST_ROUNDS, most: int = MOST_ROUNDS, slow: bool = False
+    task: Task,
+    *,
+    seconds: float,
+    fewest: int = FEWEST_ROUNDS,
+    most: int = MOST_ROUNDS,
+    slow: bool = False,
+    only: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """A result for each mode of the case.
 
-    Rounds of a mode go on for `seconds`, but there are `fewest` at least and `most` at most. `slow` asks everybody.
+    Rounds of a mode go on for `seconds`, but there are `fewest` at least and `most` at most. `slow` asks everybody,
+    `only` those with these names (nobody: all).
     """
     results = []
     for mode in task.case.modes:
         runs: dict[str, Run] = {}
         entries = []
         for contestant in contestants(task.case):
+            if only and contestant.name not in only:
+                continue
             entry, run = prepare(task, contestant, mode, slow)
             entries.append(entry)
             if run is not None and entry["right"] and not contestant.once:

@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file, written after each case")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--contestant", action="append", default=[], help="only this one, by its name; may be repeated")
     parser.add_argument("--seconds", type=float, help="for the rounds of one case and mode (CPU 60, GPU 3)")
     parser.add_argument("--within", type=float, default=float("inf"), help="no case is begun after so many seconds")
     parser.add_argument("--slow", action="store_true", help="the incumbent's algorithm on 131072 rows too: minutes")
@@ -120,7 +121,12 @@ def main() -> None:
         reason = None if time.perf_counter() - started < arguments.within else "no time left"
         try:
             if reason is None:
-                found = measure(make_task(case, device, dtype_of(device)), seconds=seconds, slow=arguments.slow)
+                found = measure(
+                    make_task(case, device, dtype_of(device)),
+                    seconds=seconds,
+                    slow=arguments.slow,
+                    only=arguments.contestant,
+                )
                 results += found
                 print_results(found)
         except torch.OutOfMemoryError:

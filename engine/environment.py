@@ -69,3 +69,12 @@ class TaskSource(Protocol):
     def task_type(self, task_id: str) -> str:
         """The class a task is reported under, e.g. `pick_and_place_simple`."""
         ...
+
+    def check(self, split: str) -> None:
+        """Look at every task of a split that could be malformed. Raises UserError for the first one that is."""
+        ...
+
+    def split_hash(self, split: str, limit: int | None = None) -> str:
+        """SHA-256 (hex) over the ids and the whole contents of the first `limit` (default: all) tasks of a split, in
+        order: equal only for equal evaluation sets."""
+        ...

@@ -107,8 +107,9 @@ class PhasesConfig(Section):
     """Tasks that they must come from."""
     max_warmup: PositiveInt = 8
     """Iterations after which the warm-up ends in any case."""
-    mining_steps: PositiveInt = 2
-    """Iterations of mining and validation before internalisation, which also needs an active skill."""
+    mining_steps: NonNegativeInt = 2
+    """Iterations of mining and validation before internalisation, which also needs an active skill. 0: no phase of its
+    own for them, internalisation follows the warm-up and mines beside."""
     only: Literal["warmup", "mining", "internalise"] | None = None
     """Stay in this one phase from beginning to end."""
 

@@ -14,12 +14,11 @@ from typing import Literal
 from siri.config import EvalConfig, PolicyConfig
 from siri.engine.dialogue import Dialogue
 from siri.engine.distributed import World, all_gather_object
+from siri.engine.environment import TaskSource
 from siri.engine.rollout import Episode, Progress, collect
 from siri.engine.sampling import Sampler
 from siri.engine.trajectory import Ended, Trajectory
-from siri.envs.household.source import split_hash
 from siri.prompts import Renderer
-from siri.session import Games
 
 EVAL_STEP = 2**31 - 1
 """Stands where training puts its iteration in the seed of a request: no evaluation shares a seed with training."""
@@ -99,7 +98,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 def evaluate(
     sampler: Sampler,
-    source: Games,
+    source: TaskSource,
     renderer: Renderer,
     *,
     split: str,
@@ -146,7 +145,7 @@ def evaluate(
     outcomes = [_Outcome.of(trajectory) for trajectory in played]
     gathered = [outcome for rank in all_gather_object(world, outcomes) for outcome in rank]
     prompt: Prompt = "plain" if dialogues is None else "with skills"
-    return summarize(gathered, prompt=prompt, split=split, split_hash=split_hash(source, split, config.limit))
+    return summarize(gathered, prompt=prompt, split=split, split_hash=source.split_hash(split, config.limit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from siri.engine.distributed import World, all_gather_object
 from siri.engine.policy import load_tokenizer
 from siri.engine.sampling import Sampler, request_seed
 from siri.engine.trajectory import TrainRow, Trajectory
-from siri.envs.household.rooms import vocabulary
+from siri.families import family_of
 from siri.given_skills import read_skills
 from siri.internalize import lambda_at, rerendered_rows
 from siri.mining import MiningRules, SkillRequest, SuccessBuffer, mine, successes
@@ -179,18 +179,23 @@ class Guidance:
         )
         return {group: rows.get(group, []) + distilled.get(group, []) for group in sorted({*rows, *distilled})}
 
-    def change_phase(self, step: int) -> Transition | None:
-        """After `step` iterations: begin the next phase, if it is time."""
-        config = self.config
-        if config.algorithm != "siri":
-            return None
-        evidence = Evidence(
+    def evidence(self, step: int) -> Evidence:
+        """What is known after `step` iterations."""
+        return Evidence(
             iterations=step - self.began,
             successes=self.buffer.seen,
             tasks=len(self.buffer),
             usable_skills=self.num_usable,
         )
-        change = next_phase(self.phase, evidence, config.phases, no_internalisation=config.no_internalisation)
+
+    def change_phase(self, step: int) -> Transition | None:
+        """After `step` iterations: begin the next phase, if it is time."""
+        config = self.config
+        if config.algorithm != "siri":
+            return None
+        change = next_phase(
+            self.phase, self.evidence(step), config.phases, no_internalisation=config.no_internalisation
+        )
         if change is not None:
             self.transitions.append({"iteration": step, "phase": change.phase, "reason": change.reason})
             self.phase, self.began = change.phase, step
@@ -218,7 +223,8 @@ def open_guidance(config: RunConfig, world: World, state: Mapping[str, Any]) -> 
         origin = Origin(task_id="", task_type="oracle", iteration=0, policy_version=0, played=0, group=0, member=0)
         bank.add(condition, strategy, origin)
     plain = config.algorithm != "siri"
-    phase: Phase = "warmup" if plain else first_phase(config.phases, no_warmup=config.no_warmup)
+    begins = first_phase(config.phases, no_warmup=config.no_warmup, no_internalisation=config.no_internalisation)
+    phase: Phase = "warmup" if plain else begins
     return Guidance(
         config=config,
         world=world,
@@ -240,7 +246,7 @@ def given_skills(config: RunConfig) -> list[tuple[str, str]]:
         rules=screen_rules(config),
         max_size=config.skills.max_size,
         count_tokens=lambda line: len(renderer.literal(line)),
-        vocabulary=vocabulary(),  # of the only environment there is
+        vocabulary=family_of(config.environment).vocabulary(),
     )
 
 
@@ -271,13 +277,13 @@ def skill_request_of(config: RunConfig) -> SkillRequest | None:
 
 
 def screen_rules(config: RunConfig) -> ScreenRules:
-    mining = config.mining
+    mining, family = config.mining, family_of(config.environment)
     return ScreenRules(
         max_chars=mining.max_chars,
         max_tokens=mining.max_skill_tokens,
         dedup_threshold=mining.dedup_threshold,
-        allow_numbers=False,  # `mug 2` of one household is not `mug 2` of another
-        ascii_only=True,  # its texts are
+        allow_numbers=family.numbers_transfer,
+        ascii_only=family.ascii_only,
     )
 
 

@@ -2,7 +2,7 @@
 
     warmup        plain GiGPO. Left with enough successes over enough tasks, or after `max_warmup` iterations.
     mining        skills are written, and validated by paired rollouts. Left after `mining_steps` iterations, with at
-                  least one active skill.
+                  least one active skill; left out altogether where that is 0.
     internalise   as mining, and what helped is distilled into the plain policy. Lasts until the run ends.
 
 Decisions are taken between iterations, on evidence that every rank has, by a pure function.
@@ -39,8 +39,12 @@ class Transition:
     """The evidence asked for was not there in time."""
 
 
-def first_phase(config: PhasesConfig, *, no_warmup: bool) -> Phase:
-    return config.only or ("mining" if no_warmup else "warmup")
+def first_phase(config: PhasesConfig, *, no_warmup: bool, no_internalisation: bool) -> Phase:
+    return config.only or (_after_warmup(config, no_internalisation) if no_warmup else "warmup")
+
+
+def _after_warmup(config: PhasesConfig, no_internalisation: bool) -> Phase:
+    return "mining" if config.mining_steps or no_internalisation else "internalise"
 
 
 def next_phase(
@@ -50,15 +54,23 @@ def next_phase(
     if config.only is not None:
         return None
     if phase == "warmup":
+        after = _after_warmup(config, no_internalisation)
         have = f"{evidence.successes} successes over {evidence.tasks} tasks"
         if evidence.successes >= config.n_succ_required and evidence.tasks >= config.min_tasks:
-            return Transition(phase="mining", reason=f"there are {have}")
+            return Transition(phase=after, reason=f"there are {have}")
         if evidence.iterations >= config.max_warmup:
             wanted = f"{config.n_succ_required} over {config.min_tasks} were wanted"
             reason = f"{config.max_warmup} iterations of warm-up are over with {have}; {wanted}"
-            return Transition(phase="mining", reason=reason, warning=True)
+            return Transition(phase=after, reason=reason, warning=True)
     mined = evidence.iterations >= config.mining_steps and evidence.usable_skills > 0
     if phase == "mining" and mined and not no_internalisation:
         reason = f"{evidence.iterations} iterations of mining are over, {evidence.usable_skills} skills can be used"
         return Transition(phase="internalise", reason=reason)
     return None
+
+
+def is_held_up(phase: Phase, evidence: Evidence, config: PhasesConfig, *, no_internalisation: bool) -> bool:
+    """Mining has just done its iterations, and there is no skill to go on with: worth a word, once. It goes on until
+    there is one, however long that takes."""
+    waits = phase == "mining" and config.only is None and not no_internalisation
+    return waits and evidence.iterations == config.mining_steps and evidence.usable_skills == 0

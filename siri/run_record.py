@@ -11,6 +11,7 @@ from siri.engine.files import strict_json, write_json_atomic
 from siri.engine.metrics import append_line, keep_before
 from siri.engine.trajectory import Ended, Minibatch, Trajectory
 from siri.evaluate import evaluate
+from siri.phases import is_held_up
 from siri.prompts import skill_text
 from siri.report.command import write_report
 from siri.report.formats import Half, Sample
@@ -83,10 +84,19 @@ def evaluate_now(run: Run, name: str) -> float:
 
 def pass_to_next_phase(run: Run) -> None:
     """Where it is time for it; the warm-up's end is an evaluation point."""
-    change = run.guidance.change_phase(run.state.step)
-    if change is not None:
+    guidance, step, config = run.guidance, run.state.step, run.config
+    before, change = guidance.phase, guidance.change_phase(step)
+    if change is None:
+        evidence = guidance.evidence(step)
+        if is_held_up(guidance.phase, evidence, config.phases, no_internalisation=config.no_internalisation):
+            counts = guidance.bank.counts()
+            run.log.note(
+                f"mining goes on until a skill has proved itself: none is active after {config.phases.mining_steps} "
+                f"iterations ({counts['candidate']} candidates, {counts['retired']} retired)"
+            )
+    else:
         run.log.note(f"{'warning: ' if change.warning else ''}{change.phase} begins: {change.reason}")
-        if change.phase == "mining":  # only the warm-up leads there
+        if before == "warmup":
             evaluate_now(run, "after_warmup")
 
 

@@ -1,78 +1,40 @@
 """From a configuration to the working parts: tasks, policy, prompts, sampler."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from siri.config import EnvironmentConfig, PolicyConfig, RunConfig
-from siri.engine.distributed import World, num_cores
+from siri.config import PolicyConfig, RunConfig
+from siri.engine.distributed import World
+from siri.engine.environment import TaskSource
 from siri.engine.errors import UserError
 from siri.engine.policy import Policy, load_policy
 from siri.engine.rollout_hf import HfSampler
 from siri.engine.rollout_vllm import open_vllm_sampler, vllm_is_installed
 from siri.engine.sampling import Sampler
-from siri.engine.workers import EnvironmentWorkers
-from siri.envs.household.brief import brief
-from siri.envs.household.engine import HouseholdEnv
-from siri.envs.household.source import Engine, OfficialGames, ProceduralGames
-from siri.envs.household.textworld_oracle import TextWorldEnv, check_textworld
+from siri.families import family_of
 from siri.prompts import Renderer
 from siri.shipped import resolve
-
-Games = ProceduralGames | OfficialGames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What training and evaluation both work with."""
 
-    source: Games
+    source: TaskSource
     policy: Policy
     renderer: Renderer
     sampler: Sampler
 
 
-@contextmanager
-def open_engine(config: RunConfig, world: World) -> Iterator[Engine]:
-    """What plays the games: our engine, or TextWorld in worker processes, which end with the block.
-
-    Raises UserError where TextWorld is asked for and not installed.
-    """
-    if config.environment.engine == "siri":
-        yield HouseholdEnv
-        return
-    check_textworld("environment.engine")
-    # One a core: TextWorld only computes, and a worker holds 75 MB. They start when the first games are played.
-    num_workers = max(1, min(num_cores() // world.local_size, config.rollout.max_concurrent))
-    with EnvironmentWorkers(TextWorldEnv, num_workers=num_workers) as workers:
-        yield workers.make
-
-
-def make_source(config: EnvironmentConfig, engine: Engine) -> Games:
-    """The tasks, played by `engine`. Raises UserError where official games are asked for and not found."""
-    if config.games == "procedural":
-        return ProceduralGames(
-            size=config.size, num_train=config.num_train, num_valid=config.num_valid, seed=0, engine=engine
-        )
-    path = config.path or os.environ.get("ALFWORLD_DATA")
-    if path is None:
-        raise UserError(
-            "environment.path: official games need a folder, and neither this nor $ALFWORLD_DATA is set; "
-            "run `alfworld-download` and set ALFWORLD_DATA, or set environment.games: procedural"
-        )
-    return OfficialGames(path, engine=engine)
-
-
-def check_splits(source: Games, splits: Mapping[str, str]) -> None:
-    """Raises UserError for a split that these games do not have, and for an official game that cannot be read."""
+def check_splits(source: TaskSource, splits: Mapping[str, str]) -> None:
+    """Raises UserError for a split that these tasks do not have, and for a task that cannot be read."""
     for setting, split in splits.items():
         if split not in source.splits():
             raise UserError(f"{setting}: these games have no split {split!r}; there are {', '.join(source.splits())}")
-        if isinstance(source, OfficialGames):
-            source.check(split)
+        source.check(split)
 
 
 def check_context(config: PolicyConfig, policy: Policy) -> None:
@@ -105,8 +67,8 @@ def open_session(
     Raises UserError for whatever of the configuration cannot be had on this machine: games first, then the policy, and
     the sampler, which takes longest to start, last.
     """
-    with open_engine(config, world) as engine:
-        source = make_source(config.environment, engine)
+    family = family_of(config.environment)
+    with family.open_source(config, world) as source:
         check_splits(source, splits)
         policy = load_policy(
             policy_source or resolve(config.policy.model),
@@ -117,7 +79,7 @@ def open_session(
         renderer = Renderer(
             policy.tokenizer,
             style=config.policy.prompt_style,
-            shorten=brief,
+            shorten=family.shorten,
             history_length=config.policy.history_length,
         )
         sampler = make_sampler(config, policy, world)

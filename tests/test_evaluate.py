@@ -28,7 +28,7 @@ from siri.engine.rollout_hf import HfSampler
 from siri.engine.sampling import Completion, SampleRequest, check_version, request_seed
 from siri.envs.household import HouseholdEnv
 from siri.envs.household.brief import brief
-from siri.envs.household.source import ProceduralGames, split_hash
+from siri.envs.household.source import ProceduralGames
 from siri.eval_command import bank_in_use
 from siri.evaluate import EVAL_STEP, Evaluation, evaluate, wilson_interval
 from siri.prompts import Renderer
@@ -133,7 +133,7 @@ def test_each_task_of_the_split_is_played_once(run_dir, split, played, capsys):
     tasks = SOURCE.tasks(split)
     assert played == Counter([*tasks, *["resets"] * len(tasks)])
     assert result["split"] == split
-    assert result["split_hash"] == split_hash(SOURCE, split)
+    assert result["split_hash"] == SOURCE.split_hash(split)
     assert result["episodes"] == len(tasks)
     assert result["errors"] == 0
     types = Counter(SOURCE.task_type(task) for task in tasks)
@@ -144,22 +144,22 @@ def test_each_task_of_the_split_is_played_once(run_dir, split, played, capsys):
 
 
 def test_splits_have_different_hashes():
-    assert split_hash(SOURCE, "valid") != split_hash(SOURCE, "train")
+    assert SOURCE.split_hash("valid") != SOURCE.split_hash("train")
 
 
 def test_a_limit_plays_the_first_tasks(run_dir, played, capsys):
     result = evaluated(run_dir, "--split valid --limit 3", capsys)
     assert played == Counter([*SOURCE.tasks("valid")[:3], *["resets"] * 3])
     assert result["episodes"] == 3
-    assert result["split_hash"] == split_hash(SOURCE, "valid", 3) != split_hash(SOURCE, "valid")
-    assert split_hash(SOURCE, "valid", NUM_VALID) == split_hash(SOURCE, "valid")
+    assert result["split_hash"] == SOURCE.split_hash("valid", 3) != SOURCE.split_hash("valid")
+    assert SOURCE.split_hash("valid", NUM_VALID) == SOURCE.split_hash("valid")
     assert sum(rate["episodes"] for rate in result["by_type"].values()) == 3
 
 
 def test_without_json_people_get_a_table_of_the_same(run_dir, capsys):
     assert cli.main(["eval", "--run", str(run_dir), "--split", "valid"]) == 0
     head, titles, overall, *types = capsys.readouterr().out.splitlines()
-    assert head.startswith(f"plain prompt, split valid ({split_hash(SOURCE, 'valid')[:12]}), ")
+    assert head.startswith(f"plain prompt, split valid ({SOURCE.split_hash('valid')[:12]}), ")
     assert titles.split() == ["success", "95%", "interval"]
     low, high = wilson_interval(0, NUM_VALID)
     assert overall.split() == ["all", "0.0%", f"[{low:.1%},", f"{high:.1%}]", f"0/{NUM_VALID}"]

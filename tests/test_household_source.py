@@ -12,7 +12,7 @@ from siri.engine.errors import UserError
 from siri.envs.household.generator import Size, generate_game
 from siri.envs.household.official_format import game_file
 from siri.envs.household.pddl import format_problem
-from siri.envs.household.source import OfficialGames, ProceduralGames, split_hash
+from siri.envs.household.source import OfficialGames, ProceduralGames
 
 
 def procedural(size: Size = "small", num_train: int = 20, num_valid: int = 10, seed: int = 0) -> ProceduralGames:
@@ -40,10 +40,10 @@ def test_more_games_do_not_change_the_ones_there_were() -> None:
 def test_split_hash_is_recorded_and_tells_contents_apart() -> None:
     # Of generator version 1: an evaluation report with this hash was made on these ten games.
     recorded = "b7019db97865827d943d8ad0c649f19833b7a8aaa074b333abc11d76888875b8"
-    assert split_hash(procedural(), "valid") == recorded
-    assert split_hash(procedural(num_train=7), "valid") == recorded
+    assert procedural().split_hash("valid") == recorded
+    assert procedural(num_train=7).split_hash("valid") == recorded
     others = [procedural(num_valid=9), procedural(seed=1), procedural("full")]
-    assert len({recorded, *(split_hash(source, "valid") for source in others)}) == 4
+    assert len({recorded, *(source.split_hash("valid") for source in others)}) == 4
 
 
 def archive(path: Path, index: int) -> None:
@@ -82,7 +82,7 @@ def test_official_games_as_archives_and_as_folders(tmp_path: Path) -> None:
             assert source.make(task).reset().text == source.make(task).reset().text
             assert source.task_type(task) == generate_game(index).task_type
             assert source.game(task).problem.goal == generate_game(index).problem.goal
-            assert split_hash(source, split) == split_hash(sources[0], split)
+            assert source.split_hash(split) == sources[0].split_hash(split)
 
 
 def test_games_that_alfworld_leaves_out(tmp_path: Path) -> None:

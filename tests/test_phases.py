@@ -5,7 +5,7 @@ from episodes import episode, turn
 
 from siri.config import PhasesConfig
 from siri.engine.trajectory import Ended
-from siri.phases import Evidence, first_phase, next_phase
+from siri.phases import Evidence, first_phase, is_held_up, next_phase
 from siri.trials import halves, trials_of
 
 CONFIG = PhasesConfig(n_succ_required=10, min_tasks=3, max_warmup=5, mining_steps=4)
@@ -51,15 +51,44 @@ def test_mining_ends_when_it_is_done_and_a_skill_is_active(facts, expected):
     assert decide("mining", **facts) == expected
 
 
+@pytest.mark.parametrize(
+    ("phase", "iterations", "usable", "switches", "expected"),
+    [
+        ("mining", 4, 0, {}, True),
+        ("mining", 3, 0, {}, False),
+        ("mining", 5, 0, {}, False),  # said once
+        ("mining", 4, 1, {}, False),
+        ("warmup", 4, 0, {}, False),
+        ("mining", 4, 0, {"no_internalisation": True}, False),
+        ("mining", 4, 0, {"only": "mining"}, False),
+    ],
+)
+def test_mining_that_must_go_on_is_told_once(phase, iterations, usable, switches, expected):
+    config = CONFIG.model_copy(update={"only": switches.get("only")})
+    evidence = Evidence(iterations=iterations, successes=99, tasks=99, usable_skills=usable)
+    no_internalisation = switches.get("no_internalisation", False)
+    assert is_held_up(phase, evidence, config, no_internalisation=no_internalisation) is expected
+
+
 def test_switches_hold_a_run_in_a_phase():
     assert decide("mining", iterations=9, usable_skills=5, no_internalisation=True) is None
     for phase in ("warmup", "mining", "internalise"):
         only = CONFIG.model_copy(update={"only": phase})
-        assert first_phase(only, no_warmup=False) == phase
+        assert first_phase(only, no_warmup=False, no_internalisation=False) == phase
         assert decide(phase, config=only, iterations=99, successes=99, tasks=99, usable_skills=9) is None
-    assert first_phase(CONFIG, no_warmup=True) == "mining"
-    assert first_phase(CONFIG, no_warmup=False) == "warmup"
+    assert first_phase(CONFIG, no_warmup=True, no_internalisation=False) == "mining"
+    assert first_phase(CONFIG, no_warmup=False, no_internalisation=False) == "warmup"
     assert decide("internalise", iterations=99, successes=99, tasks=99, usable_skills=9) is None
+
+
+def test_mining_can_be_skipped_with_and_without_a_warmup():
+    skipped = CONFIG.model_copy(update={"mining_steps": 0})
+    assert decide("warmup", config=skipped, successes=10, tasks=3) == ("internalise", False)
+    assert decide("warmup", config=skipped, iterations=5) == ("internalise", True)
+    assert decide("warmup", config=skipped, successes=10, tasks=3, no_internalisation=True) == ("mining", False)
+    assert first_phase(skipped, no_warmup=True, no_internalisation=False) == "internalise"
+    assert first_phase(skipped, no_warmup=True, no_internalisation=True) == "mining"
+    assert first_phase(skipped, no_warmup=False, no_internalisation=False) == "warmup"
 
 
 def test_trials_are_the_difference_of_the_means_of_the_halves():

@@ -14,6 +14,7 @@ from test_train import metrics, same, weights
 from siri.cli import main as siri
 from siri.config import RunConfig
 from siri.engine.config import load_config
+from siri.report.run_files import read_run
 from siri.shipped import resolve
 from siri.train import main
 
@@ -77,6 +78,16 @@ def test_a_run_goes_through_its_phases_and_says_why(folder):
     assert "1000 over" in summary["phases"][1]["reason"]
     assert summary["eval"]["after_warmup"]["episodes"] == 2
     assert summary["env_steps"] == sum(line["rollout/env_steps"] for line in lines)
+
+
+def test_mining_without_a_phase_of_its_own(folder):
+    assert main(words(folder, name="no-mining", iterations=3, **{"phases.mining_steps": 0})) == 0
+    lines = metrics(folder / "no-mining")
+    summary = json.loads((folder / "no-mining" / "summary.json").read_text())
+    assert [line["phase"] for line in lines] == ["warmup", "internalise", "internalise"]
+    assert summary["eval"]["after_warmup"]["iterations"] == 1
+    assert summary["skills"]["mined"] > 0
+    assert read_run(folder / "no-mining").evaluations[1][:2] == ("after_warmup", 1)
 
 
 def test_the_bank_holds_what_the_metrics_say(folder):

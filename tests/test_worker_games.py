@@ -16,7 +16,7 @@ from refusals import TRAIN, assert_refused
 from test_train import metrics, weights, words
 from worker_games import household
 
-from siri import session
+from siri import families, session
 from siri.config import EnvironmentConfig, RunConfig
 from siri.engine.distributed import World
 from siri.engine.rollout import collect
@@ -35,7 +35,7 @@ SETTINGS = {
     "environment.num_valid": 2,
 }
 TEXTWORLD = {"environment.engine": "textworld"}
-SOURCE = session.make_source(EnvironmentConfig(size="small", num_train=6, num_valid=2), HouseholdEnv)
+SOURCE = families.make_games(EnvironmentConfig(size="small", num_train=6, num_valid=2), HouseholdEnv)
 [CURSED] = draw_tasks(SOURCE.tasks("train"), 2, 1, seed=0)  # The first task of the second of three iterations.
 
 
@@ -108,7 +108,7 @@ def whole(folder: Path) -> Played:
 def lost(folder: Path) -> Played:
     """The same, in which the games of one task raise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "HouseholdEnv", partial(household, cursed=CURSED))
+        patch.setattr(families, "HouseholdEnv", partial(household, cursed=CURSED))
         return train(folder, "lost")
 
 
@@ -121,14 +121,14 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[EnvironmentWorkers]:
     opened: list[EnvironmentWorkers] = []
 
     def open_workers(make: object, *, num_workers: int) -> EnvironmentWorkers:
-        assert (make, num_workers) == (session.TextWorldEnv, NUM_WORKERS)
-        opened.append(EnvironmentWorkers(session.TextWorldEnv, num_workers=num_workers))
+        assert (make, num_workers) == (families.TextWorldEnv, NUM_WORKERS)
+        opened.append(EnvironmentWorkers(families.TextWorldEnv, num_workers=num_workers))
         return opened[-1]
 
-    monkeypatch.setattr(session, "EnvironmentWorkers", open_workers)
-    monkeypatch.setattr(session, "check_textworld", lambda setting: None)
-    monkeypatch.setattr(session, "num_cores", lambda: NUM_WORKERS)
-    monkeypatch.setattr(session, "TextWorldEnv", household)
+    monkeypatch.setattr(families, "EnvironmentWorkers", open_workers)
+    monkeypatch.setattr(families, "check_textworld", lambda setting: None)
+    monkeypatch.setattr(families, "num_cores", lambda: NUM_WORKERS)
+    monkeypatch.setattr(families, "TextWorldEnv", household)
     monkeypatch.setattr(HouseholdEnv, "reset", lambda self: pytest.fail("played in the process of the run"))
     return opened
 
@@ -149,7 +149,7 @@ def test_a_broken_game_costs_its_own_episodes(
     fate: str,
 ) -> None:
     """Two of four in the second iteration, whatever ends them: the run is the one in which they raise at home."""
-    monkeypatch.setattr(session, "TextWorldEnv", partial(household, cursed=CURSED, fate=fate))
+    monkeypatch.setattr(families, "TextWorldEnv", partial(household, cursed=CURSED, fate=fate))
     played = train(folder, fate, **TEXTWORLD)
     assert played.count("ended/env_error") == [0, 2, 0]
     assert played.count("rollout/episodes") == [4, 2, 4]
@@ -189,10 +189,10 @@ def test_the_ranks_of_a_machine_share_its_cores(
         asked.append(num_workers)
         return EnvironmentWorkers(household, num_workers=num_workers)
 
-    monkeypatch.setattr(session, "EnvironmentWorkers", open_workers)
-    monkeypatch.setattr(session, "check_textworld", lambda setting: None)
-    monkeypatch.setattr(session, "num_cores", lambda: cores)
-    with session.open_engine(config, World(local_size=ranks)):
+    monkeypatch.setattr(families, "EnvironmentWorkers", open_workers)
+    monkeypatch.setattr(families, "check_textworld", lambda setting: None)
+    monkeypatch.setattr(families, "num_cores", lambda: cores)
+    with families.open_games(config, World(local_size=ranks)):
         assert asked == [expected]
 
 
@@ -201,8 +201,9 @@ def test_the_ranks_of_a_machine_share_its_cores(
 def test_without_textworld_nothing_is_started(
     package: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("make_source", "EnvironmentWorkers", "load_policy", "make_sampler"):
-        monkeypatch.setattr(session, name, lambda *_, **__: pytest.fail("called too early"))
+    owners = {"make_games": families, "EnvironmentWorkers": families, "load_policy": session, "make_sampler": session}
+    for name, owner in owners.items():
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("called too early"))
     monkeypatch.setitem(sys.modules, package, None)
     message = rf"environment\.engine: 'textworld' needs .*{package}.*pip install \"siri\[alfworld\]\".*engine: siri"
     assert_refused(TRAIN + "--environment.engine textworld", message, capfd)

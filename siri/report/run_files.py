@@ -70,7 +70,7 @@ class RunFiles:
     def _made_after(self, name: str) -> int:
         if name.startswith("step-") and name[5:].isdecimal():
             return int(name[5:])
-        after_warmup = [change.iteration for change in self.transitions if change.phase == "mining"]
+        after_warmup = [change.iteration for change in self.transitions if change.phase != "warmup"]
         return {"initial": 0, "after_warmup": after_warmup[0] if after_warmup else 0}.get(
             name, self.ended_at or self.done
         )

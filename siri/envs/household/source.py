@@ -1,7 +1,7 @@
 """Households as task sources: procedural games without end, and the official games where they have been downloaded."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -64,6 +64,13 @@ class ProceduralGames:
     def task_type(self, task_id: str) -> str:
         return self.game(task_id).task_type
 
+    def check(self, split: str) -> None:
+        """Generated games need none."""
+        _known(split, self._tasks)
+
+    def split_hash(self, split: str, limit: int | None = None) -> str:
+        return _hash((task_id, self.game(task_id)) for task_id in self.tasks(split)[:limit])
+
 
 class OfficialGames:
     """The official games found at a path, by split; a split is read when it is first asked for."""
@@ -107,18 +114,19 @@ class OfficialGames:
     def task_type(self, task_id: str) -> str:
         return self.game(task_id).task_type
 
+    def split_hash(self, split: str, limit: int | None = None) -> str:
+        return _hash((task_id, self.game(task_id)) for task_id in self.tasks(split)[:limit])
+
     def _load(self, split: str) -> dict[str, Game]:
         if split not in self._games:
             self._games[split] = {game.id: game for game in load_games(self._sources[split])}
         return self._games[split]
 
 
-def split_hash(source: ProceduralGames | OfficialGames, split: str, limit: int | None = None) -> str:
-    """SHA-256 (hex) over the ids and the whole contents of the first `limit` (default: all) tasks of a split, in order:
-    equal only for equal evaluation sets."""
+def _hash(games: Iterable[tuple[str, Game]]) -> str:
+    """Of (task id, game) in order, see `TaskSource.split_hash`."""
     digest = hashlib.sha256()
-    for task_id in source.tasks(split)[:limit]:
-        game = source.game(task_id)
+    for task_id, game in games:
         digest.update(f"{task_id}\n{game.task}\n{format_problem(game.problem)}".encode())
     return digest.hexdigest()
 
