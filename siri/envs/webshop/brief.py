@@ -32,7 +32,7 @@ def _lines(pieces: list[str]) -> list[str]:
     if len(pieces) > 2 and (page := _RESULTS.fullmatch(pieces[1])):
         return _results(int(page[1]), pieces)
     if len(pieces) > 1:  # description, features, reviews or attributes
-        return pieces[2:] or ["nothing here"]
+        return [piece for piece in pieces[2:] if piece] or ["nothing here"]
     return pieces
 
 
@@ -48,9 +48,10 @@ def _item(pieces: list[str]) -> list[str]:
     while shown[-1] in _AFTER_PRICE:
         shown.pop()
     *options, title, price = shown
-    row = [", ".join(options)] if options else []
+    row = [", ".join(filter(None, options))] if any(options) else []
     return [*row, f"{title} {price.removeprefix(_PRICE)}"]
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    # Blanks inside a line stay: a click has to spell the value that is clicked, `army\xa0green` too.
+    return " ".join(line.strip() for line in text.splitlines())
