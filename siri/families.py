@@ -10,11 +10,16 @@ from siri.engine.distributed import World, num_cores
 from siri.engine.environment import TaskSource
 from siri.engine.errors import UserError
 from siri.engine.workers import EnvironmentWorkers
-from siri.envs.household.brief import brief
+from siri.envs.household.brief import brief as household_brief
 from siri.envs.household.engine import HouseholdEnv
-from siri.envs.household.rooms import vocabulary
+from siri.envs.household.rooms import vocabulary as household_words
 from siri.envs.household.source import Engine, OfficialGames, ProceduralGames
 from siri.envs.household.textworld_oracle import TextWorldEnv, check_textworld
+from siri.envs.webshop.brief import brief as shop_brief
+from siri.envs.webshop.folder import load_folder
+from siri.envs.webshop.shops import NUM_PRODUCTS
+from siri.envs.webshop.shops import vocabulary as shop_words
+from siri.envs.webshop.source import ProceduralShop, ShopTasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +32,6 @@ class Family:
     """An observation in its short form, for compact prompts and mining."""
     vocabulary: Callable[[], Set[str]]
     """Words that a skill may be made of, beside English ones and those of the episode it was mined from."""
-    numbers_transfer: bool
-    """A skill may name numbers: they mean the same in every task."""
-    ascii_only: bool
-    """The environment writes nothing but printable ASCII, and neither may a skill."""
 
 
 def family_of(config: EnvironmentConfig) -> Family:
@@ -68,12 +69,34 @@ def make_games(config: EnvironmentConfig, engine: Engine) -> ProceduralGames | O
     return OfficialGames(path, engine=engine)
 
 
+@contextmanager
+def open_shop(config: RunConfig, world: World) -> Iterator[TaskSource]:
+    """Shopping goals: of the invented shop of seed 0, or of official data.
+
+    Raises UserError where official data are asked for and not found.
+    """
+    yield make_shop(config.environment)
+
+
+def make_shop(config: EnvironmentConfig) -> ShopTasks:
+    """Raises UserError where official data are asked for and not found, or have too few goals for the splits."""
+    if config.games == "procedural":
+        return ProceduralShop(
+            num_products=NUM_PRODUCTS[config.size],
+            split_by=config.split_by,
+            num_valid=config.num_valid,
+            reward=config.reward,
+        )
+    path = config.path or os.environ.get("WEBSHOP_DATA")
+    if path is None:
+        raise UserError(
+            "environment.path: official products need a folder, and neither this nor $WEBSHOP_DATA is set; "
+            "download the data of WebShop and set WEBSHOP_DATA, or set environment.games: procedural"
+        )
+    return ShopTasks(load_folder(path), split_by=config.split_by, num_valid=config.num_valid, reward=config.reward)
+
+
 FAMILIES = {
-    "household": Family(
-        open_source=open_games,
-        shorten=brief,
-        vocabulary=vocabulary,
-        numbers_transfer=False,  # `mug 2` of one household is not `mug 2` of another
-        ascii_only=True,
-    ),
+    "household": Family(open_source=open_games, shorten=household_brief, vocabulary=household_words),
+    "webshop": Family(open_source=open_shop, shorten=shop_brief, vocabulary=shop_words),
 }

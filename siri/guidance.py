@@ -279,13 +279,17 @@ def skill_request_of(config: RunConfig) -> SkillRequest | None:
 
 
 def screen_rules(config: RunConfig) -> ScreenRules:
-    mining, family = config.mining, family_of(config.environment)
+    mining = config.mining
     return ScreenRules(
         max_chars=mining.max_chars,
         max_tokens=mining.max_skill_tokens,
         dedup_threshold=mining.dedup_threshold,
-        allow_numbers=family.numbers_transfer,
-        ascii_only=family.ascii_only,
+        # `mug 2` of one household is not `mug 2` of another, and neither the code of a product, a size nor a price of
+        # one wish is that of the next.
+        allow_numbers=False,
+        # Households and the invented shop write nothing else. Official products do, in their titles and options, but
+        # what a skill has to name are kinds of things and what to do with them.
+        ascii_only=True,
     )
 
 

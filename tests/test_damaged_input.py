@@ -115,7 +115,7 @@ DAMAGED = {
         r"the tokenizer of 'model' has no chat template.*use an instruct model, or set `chat_template`",
     ),
     "tiny_not_shipped": (
-        lambda patch: patch.setattr(shipped, "TINY", Path("gone")),
+        lambda patch: patch.setitem(shipped.SHIPPED, "tiny", Path("gone")),
         TRAIN + "--policy.model tiny",
         r"policy\.model: tiny is missing from this installation.*make it with `siri warmstart`",
     ),

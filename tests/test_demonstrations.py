@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from models import tokenizer
 
-from siri import demonstrations
-from siri.demonstrations import Play, copy_example, play, play_example, skill_example, solved
+from siri import household_plays
+from siri.demonstrations import Play, copy_example, play_example, skill_example
 from siri.engine.rollout import Episode, collect
 from siri.engine.sampling import Completion, SampleRequest
 from siri.engine.trajectory import Ended, Trajectory
@@ -20,6 +20,7 @@ from siri.envs.household.brief import brief
 from siri.envs.household.experts import SearchingExpert
 from siri.envs.household.generator import generate_game
 from siri.envs.household.tasks import read_sentence
+from siri.household_plays import play, skill_of, solved
 from siri.prompts import Renderer
 
 RENDERER = Renderer(tokenizer(), style="compact", shorten=brief)
@@ -54,9 +55,9 @@ def test_only_what_was_drawn_at_random_is_not_imitated(monkeypatch):
     # About 800 actions, of which one in twenty is random: three standard deviations are 2.3%.
     assert len(flags) > 600
     assert flags.count(False) / len(flags) == pytest.approx(0.05, abs=0.025)
-    monkeypatch.setattr(demonstrations, "NOISE", 0.0)
+    monkeypatch.setattr(household_plays, "NOISE", 0.0)
     assert all(imitated())
-    monkeypatch.setattr(demonstrations, "NOISE", 1.0)
+    monkeypatch.setattr(household_plays, "NOISE", 1.0)
     assert not any(imitated())
 
 
@@ -64,7 +65,7 @@ def test_hints_name_where_the_expert_then_looks_first(monkeypatch):
     hinted = [bool(play(index, size="small", max_turns=1).hints) for index in range(300)]
     assert sum(hinted) / 300 == pytest.approx(0.5, abs=0.09)
     for name, value in {"NOISE": 0.0, "HINTED": 1.0}.items():
-        monkeypatch.setattr(demonstrations, name, value)
+        monkeypatch.setattr(household_plays, name, value)
     seen = Counter()
     for index in range(200):
         played = play(index, size="both", max_turns=1, waste=0.0)
@@ -132,7 +133,7 @@ def rolled_out(index: int, played: Play, *, max_turns: int) -> Trajectory:
 
 @pytest.mark.parametrize("max_turns", [3, 100])
 def test_a_play_is_token_for_token_what_a_rollout_of_its_actions_shows(max_turns, monkeypatch):
-    monkeypatch.setattr(demonstrations, "NOISE", 0.3)
+    monkeypatch.setattr(household_plays, "NOISE", 0.3)
     ended = Counter()
     for index in PLAYS:
         played = play(index, size="small", max_turns=max_turns)
@@ -169,7 +170,7 @@ def test_a_skill_says_where_the_sought_thing_was_taken_or_the_lamp_was():
         assert played == solved(index, size="both")
         assert played.observations[-1].success
         assert not played.hints
-        example = skill_example(played, RENDERER)
+        example = skill_example(played, skill_of(played), RENDERER)
         ids = example.ids.tolist()
         start = len(ids) - ids[::-1].index(RENDERER.before_action[0])
         assert example.weight.tolist() == [0.0] * start + [1.0] * (len(ids) - start)

@@ -12,7 +12,7 @@ name runs_dir seed device algorithm
 no_warmup no_validation no_internalisation no_gate oracle_skills
 iterations max_env_steps tensorboard
 environment.name environment.engine environment.games environment.path environment.size environment.num_train
-environment.num_valid environment.max_turns
+environment.num_valid environment.split_by environment.reward environment.max_turns
 policy.model policy.dtype policy.prompt_style policy.history_length policy.max_prompt_tokens policy.max_action_tokens
 rollout.sampler rollout.num_tasks rollout.group_size rollout.temperature rollout.max_concurrent
 gigpo.gamma gigpo.omega gigpo.normalize gigpo.episode_stats gigpo.penalty gigpo.min_sigma gigpo.grouping

@@ -17,13 +17,14 @@ import torch
 from models import tokenizer
 
 from siri import cli, warmstart
-from siri.demonstrations import play, play_example
+from siri.demonstrations import play_example
 from siri.engine.errors import UserError
 from siri.engine.policy import load_policy
 from siri.envs.household.brief import brief
+from siri.household_plays import play
 from siri.prompts import Renderer
 from siri.tiny import new_model
-from siri.warmstart import WarmstartConfig, check, examples
+from siri.warmstart import LESSONS, WarmstartConfig, check, examples
 
 SMALL = WarmstartConfig(
     steps=100,
@@ -169,7 +170,8 @@ def test_a_number_that_makes_no_model_is_refused_by_the_name_of_its_flag(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": "huge"}, r"^--size: 'huge' is not a size of household games; use small or full or both$"),
+        ({"size": "huge"}, r"^--size: 'huge' is not a size of games or shops; use small or full or both$"),
+        ({"env": "shop"}, r"^--env: 'shop' is not an environment; use household or webshop$"),
         ({"lr": 0.0}, r"^--lr: 0\.0 is not a learning rate; give a number above 0"),
         ({"lr": -1.0}, r"^--lr: -1\.0 is not"),
         ({"lr": math.inf}, r"^--lr: inf is not"),
@@ -216,7 +218,7 @@ def test_the_share_of_wasted_turns_reaches_every_demonstration(monkeypatch):
     asked: dict[str, set[float]] = {"play": set(), "solved": set()}
 
     def noted(name: str):
-        real = getattr(warmstart, name)
+        real = getattr(LESSONS["household"], name)
 
         def made(index: int, **settings):
             asked[name].add(settings.get("waste", "left out"))
@@ -224,8 +226,8 @@ def test_the_share_of_wasted_turns_reaches_every_demonstration(monkeypatch):
 
         return made
 
-    for name in asked:
-        monkeypatch.setattr(warmstart, name, noted(name))
+    lessons = replace(LESSONS["household"], **{name: noted(name) for name in asked})
+    monkeypatch.setitem(LESSONS, "household", lessons)
     config = replace(SMALL, max_turns=3, waste=0.125, steps=1)
     assert len(list(islice(examples(config, renderer_of(tokenizer())), 100))) == 100
     assert asked == {"play": {0.125}, "solved": {0.125}}

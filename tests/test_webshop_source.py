@@ -18,7 +18,7 @@ from siri.envs.webshop.procedural import (
     title_nouns,
 )
 from siri.envs.webshop.procedural_words import EXCLUSIVE, KINDS
-from siri.envs.webshop.source import ProceduralShop, ShopTasks, split_hash
+from siri.envs.webshop.source import ProceduralShop, ShopTasks
 from siri.envs.webshop.splits import SplitBy, split_goals, winnable_goals
 
 
@@ -182,14 +182,14 @@ def test_procedural_source() -> None:
 
 
 def test_split_hash_tells_contents_apart() -> None:
-    recorded = split_hash(ProceduralShop(num_products=40), "valid")
+    recorded = ProceduralShop(num_products=40).split_hash("valid")
     others = [
-        split_hash(ProceduralShop(num_products=41), "valid"),
-        split_hash(ProceduralShop(num_products=40, seed=1), "valid"),
-        split_hash(ProceduralShop(num_products=40), "test"),
-        split_hash(ProceduralShop(num_products=40), "valid", 3),
+        ProceduralShop(num_products=41).split_hash("valid"),
+        ProceduralShop(num_products=40, seed=1).split_hash("valid"),
+        ProceduralShop(num_products=40).split_hash("test"),
+        ProceduralShop(num_products=40).split_hash("valid", 3),
     ]
-    assert split_hash(ProceduralShop(num_products=40), "valid") == recorded
+    assert ProceduralShop(num_products=40).split_hash("valid") == recorded
     assert len({recorded, *others}) == 5
 
 

@@ -70,6 +70,19 @@ class ShopTasks:
         """The category of the goal's product, such as `fashion`."""
         return self.goal(task_id).category
 
+    def check(self, split: str) -> None:
+        """Nothing is left to be found malformed: goals are read when the catalogue is loaded."""
+        self.tasks(split)
+
+    def split_hash(self, split: str, limit: int | None = None) -> str:
+        """See `TaskSource.split_hash`; over the whole catalogue too, because its other products are what is found."""
+        digest = hashlib.sha256()
+        for product in self.catalogue.products:
+            digest.update(f"{product}\n".encode(errors="backslashreplace"))
+        for task_id in self.tasks(split)[:limit]:
+            digest.update(f"{task_id}\n{self.goal(task_id)}\n".encode(errors="backslashreplace"))
+        return digest.hexdigest()
+
 
 class ProceduralShop(ShopTasks):
     """The goals of an invented shop (`shop1/400/0/000123`: generator version, products, seed, index)."""
@@ -97,17 +110,6 @@ class ProceduralShop(ShopTasks):
             reward=reward,
             prefix=f"shop{VERSION}/{num_products}/{seed}",
         )
-
-
-def split_hash(source: ShopTasks, split: str, limit: int | None = None) -> str:
-    """SHA-256 (hex) over the ids and contents of the first `limit` (default: all) goals of a split, in order, and over
-    the whole catalogue: equal only for equal evaluation sets."""
-    digest = hashlib.sha256()
-    for product in source.catalogue.products:
-        digest.update(f"{product}\n".encode(errors="backslashreplace"))
-    for task_id in source.tasks(split)[:limit]:
-        digest.update(f"{task_id}\n{source.goal(task_id)}\n".encode(errors="backslashreplace"))
-    return digest.hexdigest()
 
 
 class _Ids(Sequence[str]):
