@@ -210,6 +210,7 @@ class WebShopEnv:
             reward=score if self._reward == "score" else float(score == 1.0),
             done=done,
             success=done and score == 1.0,
+            score=score,
             action_valid=valid,
         )
 
