@@ -36,7 +36,7 @@ class Play:
     imitate: tuple[bool, ...]
 
 
-def play_example(played: Play, renderer: Renderer) -> Example:
+def play_example(played: Play, renderer: Renderer, *, observation_weight: float = OBSERVATION_WEIGHT) -> Example:
     """The episode as the compact dialogue would show it, token for token."""
     dialogue = renderer.dialogue(played.hints)
     dialogue.start(played.task, played.observations[0])
@@ -53,7 +53,7 @@ def play_example(played: Play, renderer: Renderer) -> Example:
         dialogue.advance(action_ids, dialogue.parse(action_ids), observation)
         rest = dialogue.prompt_ids()[length:]
         pieces.append(rest)
-        weights.append(np.full(len(rest), OBSERVATION_WEIGHT, np.float32))
+        weights.append(np.full(len(rest), observation_weight, np.float32))
         weights[-1][-len(renderer.before_action) :] = 0
         length += len(rest)
     return Example(ids=np.concatenate(pieces), weight=np.concatenate(weights))
