@@ -63,7 +63,7 @@ def test_every_family_gives_a_source_of_its_tasks() -> None:
 
 def test_a_shop_has_the_size_and_the_splits_that_are_asked_for() -> None:
     small, full = make_shop(shop(num_valid=30)), make_shop(shop(size="full"))
-    assert [len(source.catalogue.products) for source in (small, full)] == [400, 2000]
+    assert [len(source.catalogue.products) for source in (small, full)] == [100, 1000]
     assert [len(source.tasks("valid")) for source in (small, full)] == [30, 200]
     by_goal = make_shop(shop(split_by="goal"))
 

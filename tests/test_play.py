@@ -83,7 +83,7 @@ def test_a_purchase_of_anything_ends_the_game_with_its_score() -> None:
 def test_a_goal_is_found_by_split_and_index_or_by_id(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = ProceduralShop(num_products=400, seed=2)
+    source = ProceduralShop(num_products=100, seed=2)
     task = source.tasks("valid")[3]
     for words in (["--split", "valid", "--index", "3"], ["--game", task]):
         monkeypatch.setattr("sys.stdin", io.StringIO("?\n"))
