@@ -1,6 +1,7 @@
 """Does the default run learn? Plain success on held-out games before and after, over seeds, and without learning.
 
     python benchmarks/learning.py [--seeds 0 1 2] [--out benchmarks/results/learning]
+    python benchmarks/learning.py --config webshop_tiny --out benchmarks/results/learning_webshop
 
 One process a run; the control is the same run with learning rate 0. The directory gets every run's `summary.json` under
 the run's name, and `gain.json`. A run that is there already is not made again, one that was stopped goes on.
@@ -18,8 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def command(seed: int, *, control: bool, runs_dir: Path) -> list[str]:
-    settings = ["--name", run_name(seed, control=control), "--runs_dir", str(runs_dir), "--seed", str(seed)]
+def command(seed: int, *, config: str | None, control: bool, runs_dir: Path) -> list[str]:
+    settings = [*(["--config", config] if config else [])]
+    settings += ["--name", run_name(seed, control=control), "--runs_dir", str(runs_dir), "--seed", str(seed)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
     return [*torchrun, str(ROOT / "siri" / "train.py"), *settings, *(["--optim.lr", "0"] if control else [])]
 
@@ -54,6 +56,7 @@ def table(out: Path, seeds: list[int]) -> dict:
                 "interval_after": [after["low"], after["high"]],
                 "gain_points": round(gain(summary), 2),
                 "games": after["episodes"],
+                **({"score": [before["mean_score"], after["mean_score"]]} if "mean_score" in after else {}),
                 "minutes": round(summary["wall_seconds"]["total"] / 60, 1),
                 "mismatch_mean": summary["mismatch"]["mean"],
                 "commit": summary["git_commit"],
@@ -66,6 +69,7 @@ def table(out: Path, seeds: list[int]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", help="settings of the runs [those of the default run]")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "learning")
     parser.add_argument("--runs-dir", type=Path, default=ROOT / "runs" / "learning")
     args = parser.parse_args()
@@ -76,8 +80,9 @@ def main() -> None:
         if target.exists():
             continue
         began = time.monotonic()
-        print(f"{name}: {' '.join(command(seed, control=control, runs_dir=args.runs_dir)[1:])}", flush=True)
-        subprocess.run(command(seed, control=control, runs_dir=args.runs_dir), check=True)
+        line = command(seed, config=args.config, control=control, runs_dir=args.runs_dir)
+        print(f"{name}: {' '.join(line[1:])}", flush=True)
+        subprocess.run(line, check=True)
         shutil.copy(args.runs_dir / name / "summary.json", target)
         print(
             f"{name}: {gain(json.loads(target.read_text())):+.1f} points, {time.monotonic() - began:.0f} s", flush=True

@@ -28,6 +28,8 @@ class Observation:
     action_valid: bool | None = None
     """Whether the environment accepted the action that led here; None: whether it was admissible says it. For actions
     that no list can hold, such as a search for any words."""
+    score: float | None = None
+    """How well the task is done so far, from 0 to 1, where an environment grades it; None where it does not."""
 
 
 @runtime_checkable

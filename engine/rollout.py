@@ -241,6 +241,7 @@ class _Game:
             condition=self.episode.condition,
             turns=tuple(self.turns),
             success=self.observation is not None and self.observation.success,
+            score=None if self.observation is None else self.observation.score,
             ended=ended,
             error=self.error,
         )

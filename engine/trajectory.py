@@ -73,6 +73,8 @@ class Trajectory:
     """Ids of the skills shown to the agent; empty for a plain rollout."""
     turns: tuple[Turn, ...]
     success: bool
+    score: float | None = None
+    """The environment's grade at the end, from 0 to 1; None where it gives none."""
     ended: Ended
     error: str = ""
     """The environment's exception, for `Ended.ENV_ERROR`."""

@@ -21,8 +21,8 @@ COMMANDS = {
     "eval": ("siri.eval_command", "play every task of a split once with the policy of a run"),
     "report": ("siri.report.command", "make the page report.html of a run, finished or not"),
     "skills": ("siri.show_skills", "print the skills of a run, and what each was worth"),
-    "play": ("siri.play", "play a household game yourself"),
-    "warmstart": ("siri.warmstart", "make the tiny policy: behaviour cloning on an expert's play"),
+    "play": ("siri.play", "play a household game yourself, or shop for a goal"),
+    "warmstart": ("siri.warmstart", "make a tiny policy: behaviour cloning on an expert's play"),
     "doctor": ("siri.doctor", "say what works on this machine, what is missing, and the remedy"),
 }
 

@@ -35,7 +35,7 @@ class EnvironmentConfig(Section):
     """Official games: the ALFWORLD_DATA folder or a folder of .jsonl.xz archives, default $ALFWORLD_DATA; a folder with
     the product and attribute files of WebShop, default $WEBSHOP_DATA."""
     size: Literal["small", "full"] = "full"
-    """Procedural games: about 6 to 10 receptacles, or rooms like the official ones; a shop of 400 products, or 2000."""
+    """Procedural games: about 6 to 10 receptacles, or rooms like the official ones; a shop of 100 products, or 1000."""
     num_train: PositiveInt = 4000
     """Procedural household games in the train split; of a shop, all goals that are not held out."""
     num_valid: PositiveInt = 200

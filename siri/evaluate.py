@@ -64,13 +64,17 @@ class Evaluation:
     mean_turns: float
     errors: int
     """Episodes the environment itself broke; they are in no rate."""
+    mean_score: float | None = None
+    """Of the episodes in the rates, where the environment gives scores."""
 
     def __str__(self) -> str:
         width = max(map(len, [*self.by_type, "all"]))
         lines = [f"  {name:<{width}}  {rate}" for name, rate in [("all", self.overall), *self.by_type.items()]]
         lost = f", {self.errors} episodes lost to the environment" if self.errors else ""
         prompt = {"plain": "plain prompt", "with skills": "prompt with skills"}[self.prompt]
-        head = f"{prompt}, split {self.split} ({self.split_hash[:12]}), {self.mean_turns:.1f} turns a game{lost}"
+        score = "" if self.mean_score is None else f", score {self.mean_score:.3f}"
+        where = f"split {self.split} ({self.split_hash[:12]})"
+        head = f"{prompt}, {where}, {self.mean_turns:.1f} turns a game{score}{lost}"
         return "\n".join([head, f"  {'':<{width}}  success  95% interval", *lines])
 
     def as_dict(self) -> dict[str, object]:
@@ -81,6 +85,7 @@ class Evaluation:
             "split_hash": self.split_hash,
             "mean_turns": self.mean_turns,
             "errors": self.errors,
+            **({} if self.mean_score is None else {"mean_score": self.mean_score}),
             "by_type": {name: rate.as_dict() for name, rate in self.by_type.items()},
         }
 
@@ -154,15 +159,17 @@ class _Outcome:
     success: bool
     turns: int
     error: bool
+    score: float | None = None
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> "_Outcome":
         broken = trajectory.ended is Ended.ENV_ERROR
-        return cls(trajectory.task_type, trajectory.success, len(trajectory.turns), broken)
+        return cls(trajectory.task_type, trajectory.success, len(trajectory.turns), broken, trajectory.score)
 
 
 def summarize(outcomes: Sequence[_Outcome], *, prompt: Prompt, split: str, split_hash: str) -> Evaluation:
     kept = [outcome for outcome in outcomes if not outcome.error]
+    scores = [outcome.score for outcome in kept if outcome.score is not None]
     by_type: defaultdict[str, list[bool]] = defaultdict(list)
     for outcome in kept:
         by_type[outcome.task_type].append(outcome.success)
@@ -174,4 +181,5 @@ def summarize(outcomes: Sequence[_Outcome], *, prompt: Prompt, split: str, split
         by_type={name: Rate(successes=sum(wins), episodes=len(wins)) for name, wins in sorted(by_type.items())},
         mean_turns=sum(outcome.turns for outcome in kept) / max(1, len(kept)),
         errors=len(outcomes) - len(kept),
+        mean_score=sum(scores) / len(scores) if scores else None,
     )

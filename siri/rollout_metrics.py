@@ -17,7 +17,7 @@ def rollout_metrics(
 
     `rollout/groups_with_signal` is the share of task groups in which any advantage is not zero,
     `rollout/nonfinite_logprobs` the number of tokens whose sampler log-probability is NaN or infinite: they are not
-    trained on.
+    trained on. `rollout/score` is there where the environment gives scores.
     """
     kept = [(t, a) for t, a in zip(trajectories, advantages, strict=True) if a is not None]
     turns = [turn for trajectory, _ in kept for turn in trajectory.turns]
@@ -30,6 +30,8 @@ def rollout_metrics(
         "guided": sum(bool(trajectory.condition) for trajectory, _ in kept),
         "guided_successes": sum(trajectory.success for trajectory, _ in kept if trajectory.condition),
         "reward": sum(trajectory.total_reward for trajectory, _ in kept),
+        "scored": sum(trajectory.score is not None for trajectory, _ in kept),
+        "score": sum(trajectory.score or 0.0 for trajectory, _ in kept),
         "invalid": sum(not turn.action_valid for turn in turns),
         "action_tokens": sum(len(turn.action_ids) for turn in turns),
         "nonfinite": sum(int(np.count_nonzero(~np.isfinite(turn.behavior_logprob))) for turn in turns),
@@ -42,8 +44,10 @@ def rollout_metrics(
     episodes, steps = max(1.0, total["episodes"]), max(1.0, total["turns"])
     plain, plain_successes = total["episodes"] - total["guided"], total["successes"] - total["guided_successes"]
     guided = {"rollout/guided_success_rate": total["guided_successes"] / total["guided"]} if total["guided"] else {}
+    score = {"rollout/score": total["score"] / total["scored"]} if total["scored"] else {}
     return {
         **guided,
+        **score,
         "rollout/plain_success_rate": plain_successes / max(1.0, plain),
         "rollout/success_rate": total["successes"] / episodes,
         "rollout/return": total["reward"] / episodes,

@@ -185,6 +185,8 @@ def write_summary(run: Run) -> None:
     write_json_atomic(config.run_dir / "summary.json", content)
     before, after = run.state.evaluations["initial"], run.state.evaluations["final"]
     change = f"{before['success_rate']:.1%} -> {after['success_rate']:.1%}"
+    if "mean_score" in after:
+        change += f", score {before['mean_score']:.3f} -> {after['mean_score']:.3f}"
     run.log.note(f"plain success {change} ({after['episodes']} games of {after['split']}); see {config.run_dir}")
     try:
         write_report(config.run_dir)

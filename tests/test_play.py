@@ -9,14 +9,17 @@ from rich.console import Console
 
 from siri import cli
 from siri.envs.household.generator import generate_game
-from siri.play import play
+from siri.envs.webshop import procedural_catalogue
+from siri.envs.webshop.source import ProceduralShop
+from siri.play import Challenge, household, play, shopping
 
 GAME = generate_game("play", size="small")
+SHOP = procedural_catalogue(400)
 
 
-def shown(*commands: str, show_admissible: bool = False) -> str:
+def shown(*commands: str, show_admissible: bool = False, challenge: Challenge | None = None) -> str:
     console = Console(file=io.StringIO(), soft_wrap=True)
-    play(GAME, commands, console, show_admissible=show_admissible)
+    play(challenge or household(GAME), commands, console, show_admissible=show_admissible)
     return console.file.getvalue()
 
 
@@ -56,9 +59,48 @@ def test_a_pipe_plays_and_reads_as_a_transcript() -> None:
     assert "\x1b" not in result.stdout
 
 
+def test_every_goal_of_the_shop_is_won_by_its_walkthrough() -> None:
+    for index in range(0, len(SHOP.goals), 97):
+        goal = SHOP.goals[index]
+        challenge = shopping(SHOP, goal)
+        output = shown(*challenge.walkthrough, "search[x]", challenge=challenge)
+        assert output.count(goal.instruction) == 1
+        assert output.endswith(
+            f"Won in {len(challenge.walkthrough)} steps. The known solution has {len(challenge.walkthrough)}.\n"
+        )
+
+
+def test_a_purchase_of_anything_ends_the_game_with_its_score() -> None:
+    goal = SHOP.goals[0]
+    hasty = f"search[{goal.name}]", f"click[{goal.asin}]", "click[buy now]"
+    wanted = len(goal.attributes) + len(goal.options) + 1
+    output = shown(*hasty, "search[x]", challenge=shopping(SHOP, goal))
+    score = (wanted - len(goal.options)) / wanted
+    assert f"Over, with a score of {score:.2f}, in 3 steps." in output
+    assert f"\n{goal.asin}\n{goal.name}\n" in output  # a piece a line, as it stands on the page
+
+
+def test_a_goal_is_found_by_split_and_index_or_by_id(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ProceduralShop(num_products=100, seed=2)
+    task = source.tasks("valid")[3]
+    for words in (["--split", "valid", "--index", "3"], ["--game", task]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("?\n"))
+        assert cli.main(["play", "--env", "webshop", "--seed", "2", *words]) == 0
+        output = capsys.readouterr().out
+        assert source.task(task) in output
+        assert "  search[<your query>]\n" in output
+        assert output.endswith("Left after 0 steps.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--env", "webshop", "--index", "-1"], "--index -1"),
+        (["--env", "webshop", "--split", "valid_seen"], "'valid_seen'"),
+        (["--env", "webshop", "--game", "nonsense"], "'nonsense'"),
+        (["--env", "webshop", "--official", "/nowhere"], "/nowhere"),
         (["--index", "-1"], "--index -1"),
         (["--split", "test"], "'test'"),
         (["--game", "nonsense"], "'nonsense'"),

@@ -172,6 +172,8 @@ def test_a_number_that_makes_no_model_is_refused_by_the_name_of_its_flag(name):
     [
         ({"size": "huge"}, r"^--size: 'huge' is not a size of games or shops; use small or full or both$"),
         ({"env": "shop"}, r"^--env: 'shop' is not an environment; use household or webshop$"),
+        ({"drills": 1.0}, r"^--drills: 1\.0 is no share of steps; give 0 or more, less than 1, such as 0\.05$"),
+        ({"drills": -0.1}, r"^--drills: -0\.1 is no share"),
         ({"lr": 0.0}, r"^--lr: 0\.0 is not a learning rate; give a number above 0"),
         ({"lr": -1.0}, r"^--lr: -1\.0 is not"),
         ({"lr": math.inf}, r"^--lr: inf is not"),
@@ -188,6 +190,24 @@ def test_a_setting_that_makes_no_model_is_refused_by_the_name_of_its_flag(settin
         check(replace(WarmstartConfig(), **settings))
     check(WarmstartConfig())
     check(WarmstartConfig(waste=0.0))
+
+
+def test_a_shop_has_lessons_of_its_own(few_episodes, tmp_path):
+    config = replace(SMALL, env="webshop", steps=2, vocab_size=600)
+    warmstart.warmstart(config, tmp_path / "shop")
+    policy = load_policy(str(tmp_path / "shop"), dtype=torch.float32, device=torch.device("cpu"))
+    renderer = Renderer(policy.tokenizer, style="compact", shorten=LESSONS["webshop"].shorten)
+    shown = [renderer.decode(example.ids) for example in islice(examples(config, renderer), 200)]
+    plays = [text for text in shown if kind_of(text) == "play"]
+    skills = [text for text in shown if kind_of(text) == "skill"]
+    assert len(plays) > 120
+    assert all(" search[" in text for text in plays)
+    assert any("Hint: when you shop for" in text for text in plays)
+    assert skills
+    assert all("When: you shop for" in text and "Do: choose" in text for text in skills)
+    assert "--env webshop" in json.loads((tmp_path / "shop" / "warmstart.json").read_text())["command"]
+    # Tokens that the shop says often are whole.
+    assert len(renderer.literal(" click")) == len(renderer.literal(" color")) == 1
 
 
 def kind_of(text: str) -> str:

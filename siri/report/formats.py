@@ -48,6 +48,8 @@ class Evaluated(Rate):
     mean_turns: float
     errors: int
     by_type: dict[str, Rate]
+    mean_score: float | None = None
+    """None where the environment gives no scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,6 +164,9 @@ def evaluations(run: RunFiles) -> list[Element]:
     ]
     columns = ("evaluation", "success", "95% interval (Wilson)", "from 0% to 100%", "iterations done", "turns", "split")
     told = "Evaluation has no access to the skills."
+    scores = [f"{name} {result.mean_score:.3f}" for name, _, result in run.evaluations if result.mean_score is not None]
+    if scores:
+        told += f" Mean score of the episodes, from 0 to 1: {', '.join(scores)}."
     lost = [f"{name}: {result.errors}" for name, _, result in run.evaluations if result.errors]
     if lost:
         told += f" Episodes lost to the environment, in no rate: {', '.join(lost)}."

@@ -202,6 +202,7 @@ class WebShopEnv:
         """`score` is that of a purchase made just now, else 0.0."""
         state, page = self._state, self._page
         done = state.kind == "done" and valid is not False
+        bought = self.score.reward if done and self.score is not None else 0.0
         text = plain_text(page, self._instruction()) if self._parity else page.quoted
         situation = (state.kind, self._found, state.number, state.asin, sorted(state.options.items()))
         return Observation(
@@ -210,7 +211,8 @@ class WebShopEnv:
             anchor=ascii(situation).encode(),
             reward=score if self._reward == "score" else float(score == 1.0),
             done=done,
-            success=done and self.score is not None and self.score.reward == 1.0,
+            success=bought == 1.0,
+            score=bought,
             action_valid=valid,
         )
 
