@@ -16,7 +16,8 @@ SMALL = {
     "name": "shop",
     "iterations": 3,
     "rollout.sampler": "transformers",
-    "rollout.num_tasks": 4,
+    "rollout.num_tasks": 6,
+    "rollout.temperature": 0.4,  # at 1 it solves too few to write a skill from
     "rollout.group_size": 4,
     "eval.limit": 4,
     "optim.updates": 1,
