@@ -1,7 +1,7 @@
 """JSON files from users: whole, or record by record."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,24 +26,28 @@ def read_object(path: str | Path, field: str) -> dict[str, Any]:
     return data
 
 
-def read_records(path: str | Path, field: str, chunk: int = _CHUNK) -> Iterator[Any]:
+def read_records(
+    path: str | Path, field: str, chunk: int = _CHUNK, watch: Callable[[int], None] | None = None
+) -> Iterator[Any]:
     """The elements of the JSON list in a file, one by one; `chunk` characters are read at a time.
 
+    `watch` is called with the number of bytes read so far, after each chunk.
     Raises UserError, naming `field`, where there is no list or it breaks off.
     """
     path = Path(path).expanduser()
     try:
         with path.open(encoding="utf-8") as file:
-            yield from _elements(file, chunk)
+            yield from _elements(file, chunk, watch or (lambda position: None))
     except OSError as error:
         raise _unreadable(path, field, error) from error
     except ValueError as error:
         raise _not_json(path, field, str(error)) from error
 
 
-def _elements(file: TextIO, chunk: int) -> Iterator[Any]:
+def _elements(file: TextIO, chunk: int, watch: Callable[[int], None]) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
     text = _filled(file.read(chunk).removeprefix("\ufeff"), file, chunk)
+    watch(file.buffer.tell())
     if text[0] != "[":
         raise ValueError(f"it begins with {text[:20]!r} where a list begins with '['")
     text = _filled(text[1:], file, chunk)
@@ -57,6 +61,7 @@ def _elements(file: TextIO, chunk: int) -> Iterator[Any]:
             more = file.read(chunk)
             if not more:
                 raise
+            watch(file.buffer.tell())
             text += more
             continue
         yield element
