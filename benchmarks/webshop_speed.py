@@ -45,7 +45,7 @@ from siri.envs.webshop.stored import open_index, write_index
 ALL_PRODUCTS = 1_181_436
 OFFICIAL_STEPS = {
     "steps_per_second": 29,
-    "where": "measured elsewhere, not on this machine: the official code with its Lucene index and page parser, one core",
+    "where": "measured elsewhere, not on this machine: the official code with Lucene and its page parser, one core",
 }
 EPISODES = 1500
 ROUNDS = 5
@@ -171,7 +171,8 @@ def _thousand_records(data: Path | None) -> tuple[Callable[[], Iterator[dict[str
 
 
 def _copied(asin: str, copy: int) -> str:
-    return asin if copy == 0 else f"{chr(ord('A') + copy)}{asin[1:]}"
+    # No ASIN has a small letter in front.
+    return asin if copy == 0 else f"{chr(ord('a') + copy)}{asin[1:]}"
 
 
 def full_size(scratch: Path, number: int = ALL_PRODUCTS) -> dict[str, Any]:
