@@ -25,10 +25,10 @@ def verl_agent_splits(num_goals: int) -> dict[str, range]:
 
 
 def goal_line(goal: Goal) -> str:
-    """A goal as one line of JSON; two goal lists are the same if the SHA-256 of their lines is."""
+    """A goal as one line of JSON: two lists of goals are the same if these lines are."""
     upper = 1_000_000 if goal.price_upper == NO_LIMIT else goal.price_upper  # an integer, only there
-    human = any(isinstance(option, str) for option in goal.options)
-    options = list(goal.options) if human else {name: value for name, value in goal.options}
+    bare = [option for option in goal.options if isinstance(option, str)]
+    options = bare or dict(option for option in goal.options if not isinstance(option, str))
     fields = [goal.asin, goal.instruction, list(goal.attributes), upper, options]
     return json.dumps(fields, ensure_ascii=False)
 

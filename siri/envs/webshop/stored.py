@@ -90,6 +90,7 @@ def write_index(
     stamps = _stamps(sources)  # before reading: a file that changes meanwhile makes the index invalid
     draft = index.with_name(f"{index.name}.{os.getpid()}.tmp")
     try:
+        _check_replaceable(index)  # before minutes of reading
         try:
             draft.mkdir(parents=True)
             _write(sources, draft, stamps, limit, watch)
@@ -189,11 +190,14 @@ def _write(sources: Mapping[str, Path], draft: Path, stamps: dict[str, Any], lim
     (draft / HEADER).write_text(json.dumps(header, indent=1) + "\n")
 
 
+def _check_replaceable(index: Path) -> None:
+    """A folder of something else than an index stays as it is."""
+    if index.exists() and index.name != FOLDER_NAME and not (index / HEADER).is_file() and any(index.iterdir()):
+        raise UserError(f"index: '{index}' holds other files and no {HEADER}; give a new folder with --out")
+
+
 def _replace(draft: Path, index: Path) -> None:
-    """Only an index is replaced: a folder of something else stays as it is."""
     if index.exists():
-        if any(index.iterdir()) and not (index / HEADER).is_file():
-            raise UserError(f"index: '{index}' holds other files and no {HEADER}; give a new folder with --out")
         old = draft.with_suffix(".old")
         index.rename(old)
         draft.rename(index)
