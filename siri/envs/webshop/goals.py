@@ -153,15 +153,20 @@ def synthetic_goals(products: Sequence[Product], rng: Random) -> Goals:
 
     Draws one price limit a product. Raises UserError for an instruction without attributes.
     """
-    wanted = [p for p, product in enumerate(products) if product.instruction is not None]
-    for p in wanted:
-        if not products[p].instruction_attributes:
+    wanted: list[int] = []
+    limits: list[float] = []
+    sizes: list[int] = []
+    for p, product in enumerate(products):  # once: those of an index are read at each look
+        if product.instruction is None:
+            continue
+        if not product.instruction_attributes:
             raise UserError(
-                f"attributes: '{products[p].asin}' has an instruction but no `instruction_attributes`, so nothing could"
+                f"attributes: '{product.asin}' has an instruction but no `instruction_attributes`, so nothing could"
                 " be scored; add some, or remove the instruction"
             )
-    limits = [draw_price_limit(products[p].price, rng) for p in wanted]
-    sizes = [prod(len(values) for _, values in products[p].options) for p in wanted]
+        wanted.append(p)
+        limits.append(draw_price_limit(product.price, rng))
+        sizes.append(prod(len(values) for _, values in product.options))
     return Goals(
         products=products,
         product=np.repeat(np.array(wanted, np.int32), sizes),
