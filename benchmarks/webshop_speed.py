@@ -215,8 +215,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _open(index: Path) -> dict[str, Any]:
-    process = psutil.Process()
-    before, private, start = _rss(), process.memory_full_info().uss, time.process_time()
+    before, start = _rss(), time.process_time()
     catalogue = open_index(index)
     opened, after = time.process_time() - start, _rss()
     rng = random.Random(0)
@@ -226,7 +225,7 @@ def _open(index: Path) -> dict[str, Any]:
         start = time.process_time()
         catalogue.search(query)
         milliseconds.append((time.process_time() - start) * 1e3)
-    searched, own = _rss(), process.memory_full_info().uss
+    searched = _rss()
     recorded = record_episodes(catalogue, 40)
     catalogue = open_index(index)
     start = time.process_time()
@@ -234,7 +233,7 @@ def _open(index: Path) -> dict[str, Any]:
     return {
         "cpu_seconds": round(opened, 2),
         "memory_mb": round((after - before) / 1e6),
-        "after_300_searches_mb": {"all": round((searched - before) / 1e6), "not_shared": round((own - private) / 1e6)},
+        "after_300_searches_mb": round((searched - before) / 1e6),
         "goals": len(catalogue.goals),
         "postings": len(catalogue.index.documents),
         "search_ms": {"p50": round(median(milliseconds), 1), "p95": round(quantiles(milliseconds, n=20)[-1], 1)},
