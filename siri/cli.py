@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("siri.report.command", "make the page report.html of a run, finished or not"),
     "skills": ("siri.show_skills", "print the skills of a run, and what each was worth"),
     "play": ("siri.play", "play a household game yourself, or shop for a goal"),
+    "data": ("siri.data_command", "check official data in a local folder and index them, so that runs open them fast"),
     "warmstart": ("siri.warmstart", "make a tiny policy: behaviour cloning on an expert's play"),
     "doctor": ("siri.doctor", "say what works on this machine, what is missing, and the remedy"),
 }

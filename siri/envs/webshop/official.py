@@ -1,12 +1,13 @@
 """Parts of the official environment that only parity needs: split ranges, session sampling, special search words."""
 
+import json
 from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate
 from random import Random
 from string import ascii_lowercase
 
-from siri.envs.webshop.goals import Goals
+from siri.envs.webshop.goals import NO_LIMIT, Goal, Goals
 from siri.envs.webshop.product import Product
 
 MAX_RANDOM = 50
@@ -21,6 +22,15 @@ def official_splits(num_goals: int) -> dict[str, range]:
 def verl_agent_splits(num_goals: int) -> dict[str, range]:
     """Index ranges that verl-agent's workers use: valid and train."""
     return {"valid": range(min(500, num_goals)), "train": range(min(500, num_goals), num_goals)}
+
+
+def goal_line(goal: Goal) -> str:
+    """A goal as one line of JSON: two lists of goals are the same if these lines are."""
+    upper = 1_000_000 if goal.price_upper == NO_LIMIT else goal.price_upper  # an integer, only there
+    bare = [option for option in goal.options if isinstance(option, str)]
+    options = bare or dict(option for option in goal.options if not isinstance(option, str))
+    fields = [goal.asin, goal.instruction, list(goal.attributes), upper, options]
+    return json.dumps(fields, ensure_ascii=False)
 
 
 class OfficialSessions:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import overload
 
 from siri.engine.environment import Environment
@@ -76,12 +77,18 @@ class ShopTasks:
 
     def split_hash(self, split: str, limit: int | None = None) -> str:
         """See `TaskSource.split_hash`; over the whole catalogue too, because its other products are what is found."""
-        digest = hashlib.sha256()
-        for product in self.catalogue.products:
-            digest.update(f"{product}\n".encode(errors="backslashreplace"))
+        digest = self._products_hash.copy()
         for task_id in self.tasks(split)[:limit]:
             digest.update(f"{task_id}\n{self.goal(task_id)}\n".encode(errors="backslashreplace"))
         return digest.hexdigest()
+
+    @cached_property
+    def _products_hash(self) -> "hashlib._Hash":
+        # Kept, because a million stored products take a minute to read.
+        digest = hashlib.sha256()
+        for product in self.catalogue.products:
+            digest.update(f"{product}\n".encode(errors="backslashreplace"))
+        return digest
 
 
 class ProceduralShop(ShopTasks):
