@@ -9,8 +9,9 @@ from test_mining import RULES, Writer, filled, mined, renderer, success
 from transformers import AutoTokenizer
 
 from siri.config import RunConfig
-from siri.demonstrations import play, skill_example
+from siri.demonstrations import skill_example
 from siri.guidance import skill_request_of
+from siri.household_plays import play, skill_of
 from siri.mining import request_ids
 from siri.prompts import Renderer, skill_answer, skill_block, skill_text
 from siri.shipped import resolve
@@ -21,7 +22,7 @@ def test_the_request_is_the_one_the_policy_was_taught() -> None:
     played = play(3, size="small", max_turns=20)
     steps = tuple((action, "") for action in played.actions)
     asked = request_ids(renderer(), success("game", task=played.task, steps=steps), "short")
-    example = skill_example(played, renderer())
+    example = skill_example(played, skill_of(played), renderer())
     np.testing.assert_array_equal(asked, example.ids[: len(asked)])
     assert not example.weight[: len(asked)].any()
     assert example.weight[len(asked) :].all()
