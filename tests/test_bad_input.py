@@ -125,7 +125,7 @@ COMMAND_LINES = [
     ("warmstart --out new --steps 0", r"--steps: 0 is too small; give 1 or more"),
     ("warmstart --out new --row-tokens -5", r"--row-tokens: -5 is too small; give 1 or more"),
     ("warmstart --out new --vocab-size 100", r"--vocab-size: 100 is too small; give 260 or more"),
-    ("warmstart --out new --size huge", r"--size: 'huge' is not a size of household games; use small or full"),
+    ("warmstart --out new --size huge", r"--size: 'huge' is not a size of games or shops; use small or full"),
     ("warmstart --out new --lr nan", r"--lr: nan is not a learning rate; give a number above 0"),
     ("warmstart --out new --waste 1", r"--waste: 1\.0 is no share of turns; give 0 or more, less than 1, such as"),
     ("warmstart --out new --waste -0.1", r"--waste: -0\.1 is no share of turns"),
