@@ -18,7 +18,7 @@ from siri.engine.errors import UserError
 
 COMMANDS = {
     "train": ("siri.train", "train an agent; the same as `torchrun siri/train.py`"),
-    "eval": ("siri.eval_command", "play every task of a split once with the policy of a run"),
+    "eval": ("siri.eval_command", "play every task of a split once, with the policy of a run or a shipped one"),
     "report": ("siri.report.command", "make the page report.html of a run, finished or not"),
     "skills": ("siri.show_skills", "print the skills of a run, and what each was worth"),
     "play": ("siri.play", "play a household game yourself, or shop for a goal"),

@@ -19,7 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from siri.play import Challenge
 
 SETUP = "make setup in the checkout"
 BUILD = "install a C++ compiler, then make -B setup in the checkout"
@@ -58,6 +61,15 @@ EXTRAS = {
     ),
     "tensorboard": (("tensorboard",), "TensorBoard event files", "pip install tensorboard"),
 }
+
+DATA = {
+    "ALFWORLD_DATA": (("**/game.tw-pddl",), "set it to the folder that alfworld-download fills"),
+    "WEBSHOP_DATA": (
+        ("items_shuffle.json", "items_shuffle_1000.json", "products.json", "index.json"),
+        "set it to the folder with the product and attribute files of WebShop",
+    ),
+}
+"""Variables that name folders of official data, and what one of them holds, as siri.envs.webshop.folder has it."""
 
 State = Literal["ok", "warn", "problem"]
 
@@ -102,7 +114,7 @@ def diagnose() -> list[Finding]:
         *_packages(probes),
         *_hardware(probes["torch"]),
         *_files(),
-        _household(),
+        *_environments(),
         *_extras(),
     ]
 
@@ -234,22 +246,37 @@ def _files() -> Iterator[Finding]:
     yield Finding(name="disk", state="ok" if enough else "problem", detail=f"{free:.1f} GiB free here", remedy=remedy)
 
 
-def _household() -> Finding:
-    """Generates a game and plays its solution."""
-    try:
-        from siri.envs.household import HouseholdEnv
-        from siri.envs.household.generator import generate_game
+def _environments() -> Iterator[Finding]:
+    """Plays the known solution of one task of each."""
+    for name, make in (("household", _household), ("webshop", _webshop)):
+        try:
+            challenge = make()
+            observation = challenge.environment.reset()
+            for action in challenge.walkthrough:
+                observation = challenge.environment.step(action)
+        except Exception as error:  # whatever is wrong with the installation, the rest is still wanted
+            yield Finding(name=name, state="problem", detail=f"{type(error).__name__}: {error}", remedy="reinstall")
+            continue
+        if observation.success:
+            detail = f"a generated task was solved in {len(challenge.walkthrough)} steps"
+            yield Finding(name=name, state="ok", detail=detail)
+        else:
+            yield Finding(name=name, state="problem", detail="a solution does not win", remedy="reinstall")
 
-        game = generate_game("doctor", size="small")
-        environment = HouseholdEnv(game)
-        observation = environment.reset()
-        for action in game.walkthrough:
-            observation = environment.step(action)
-    except Exception as error:  # whatever is wrong with the installation, the rest of the diagnosis is still wanted
-        return Finding(name="household", state="problem", detail=f"{type(error).__name__}: {error}", remedy="reinstall")
-    if not observation.success:
-        return Finding(name="household", state="problem", detail="a solution does not win", remedy="reinstall")
-    return Finding(name="household", state="ok", detail=f"a generated game was won in {len(game.walkthrough)} steps")
+
+def _household() -> "Challenge":
+    from siri.envs.household.generator import generate_game
+    from siri.play import household
+
+    return household(generate_game("doctor", size="small"))
+
+
+def _webshop() -> "Challenge":
+    from siri.envs.webshop import procedural_catalogue
+    from siri.play import shopping
+
+    catalogue = procedural_catalogue(20)
+    return shopping(catalogue, catalogue.goals[0])
 
 
 def _extras() -> Iterator[Finding]:
@@ -260,13 +287,13 @@ def _extras() -> Iterator[Finding]:
             yield Finding(name=name, state="warn", detail=detail, remedy=remedy)
         else:
             yield Finding(name=name, state="ok", detail=purpose)
-    data = os.environ.get("ALFWORLD_DATA")
-    if data and next(Path(data).expanduser().rglob("game.tw-pddl"), None) is not None:
-        yield Finding(name="ALFWORLD_DATA", state="ok", detail=data)
-    else:
-        detail = f"no game.tw-pddl below {data}" if data else "not set: official games need a path"
-        remedy = "set it to the folder that alfworld-download fills"
-        yield Finding(name="ALFWORLD_DATA", state="warn", detail=detail, remedy=remedy)
+    for variable, (names, remedy) in DATA.items():
+        data = os.environ.get(variable)
+        if data and any(next(Path(data).expanduser().glob(name), None) for name in names):
+            yield Finding(name=variable, state="ok", detail=data)
+        else:
+            detail = f"no {' or '.join(names)} in {data}" if data else "not set: official tasks need a path"
+            yield Finding(name=variable, state="warn", detail=detail, remedy=remedy)
 
 
 def _installed(distribution: str) -> bool:

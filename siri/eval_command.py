@@ -1,11 +1,15 @@
-"""`siri eval`: the plain-prompt evaluation of a run's policy, and beside it, if asked for, one with its skill bank.
+"""`siri eval`: the plain-prompt evaluation of a policy, and beside it, if asked for, one with its run's skill bank.
+
+    --run DIR                            the policy of a run, at any of its checkpoints
+    --config FILE [--a.b value ...]      the policy.model of a configuration as it is, with no run
+    --env NAME [--a.b value ...]         the same, of the configuration that ships for an environment
 
 The plain one is `siri.evaluate`, which cannot see a bank. What has the bank's help says so in every output.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,48 +24,91 @@ from siri.engine.files import strict_json
 from siri.engine.rollout import Progress
 from siri.evaluate import Evaluation, evaluate
 from siri.guidance import bank_rules
+from siri.paths import find_config
 from siri.prompts import skill_text
 from siri.session import Session, open_session
 from siri.shipped import resolve
 from siri.skills import SkillBank
 
+CONFIG_OF = {"household": None, "webshop": "webshop_tiny"}
+"""The configuration whose policy plays an environment out of the box; None: the defaults."""
+
+
+def main(words: Sequence[str], prog: str) -> int:
+    """Evaluate by command-line words. Returns 0; raises UserError for what cannot be evaluated."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} (--run DIR | --config FILE | --env NAME) [options] [--name.of.setting value ...]",
+        description="Play every task of a split once, on the plain prompt.",
+        epilog="Settings of a configuration (`siri train --help` lists them) can follow where there is no --run.",
+        allow_abbrev=False,
+    )
+    add_arguments(parser)
+    args, settings = parser.parse_known_args(words)
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit: {args.limit} tasks cannot be played; give 1 or more, or leave it out")
+    config = config_of_run(args, settings) if args.run else config_without_run(args, settings)
+    if args.env not in (None, config.environment.name):
+        raise UserError(
+            f"--env: {args.env}, but environment.name is {config.environment.name}; leave one of the two out"
+        )
+    split = args.split or config.eval.split
+    world = init_world(config.device)
+    try:
+        checkpoint = find_checkpoint(args.run, args.checkpoint or "latest", world) if args.run else None
+        bank = bank_in_use(checkpoint, config) if args.with_skills else None
+        source = str(checkpoint.policy) if checkpoint else resolve(config.policy.model)
+        with open_session(config, world, splits={"--split": split}, policy_source=source) as session:
+            session.sampler.load_weights(session.policy.model.state_dict().items(), version=0)
+            results = [play(session, config, world, split=split, limit=args.limit, bank=None)]
+            if bank is not None:
+                results.append(play(session, config, world, split=split, limit=args.limit, bank=bank))
+    finally:
+        shutdown()
+    if world.is_main:
+        print(report(results, bank, as_json=args.json))
+    return 0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory, e.g. runs/default")
-    parser.add_argument("--split", required=True, help="e.g. valid; official games: valid_seen")
-    parser.add_argument("--limit", type=int, help="only the first N tasks of the split")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="run directory, e.g. runs/default")
+    parser.add_argument("--config", metavar="FILE", help="configuration whose policy.model plays, without a run")
     parser.add_argument(
-        "--checkpoint",
-        default="latest",
-        help="latest, best, step-N, or initial [latest]",
+        "--env",
+        choices=tuple(CONFIG_OF),
+        help="environment: with --run, the one it has to be of; alone, the shipped policy plays it",
     )
+    parser.add_argument(
+        "--split", help="e.g. valid; official games: valid_seen; of a shop also test [eval.split of the configuration]"
+    )
+    parser.add_argument("--limit", type=int, help="only the first N tasks of the split")
+    parser.add_argument("--checkpoint", help="of a run: latest, best, step-N, or initial [latest]")
     parser.add_argument(
         "--with-skills", action="store_true", help="also play with the run's skills in the prompts, to compare"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def run(args: argparse.Namespace) -> int:
+def config_of_run(args: argparse.Namespace, settings: Sequence[str]) -> RunConfig:
+    """The settings a run was made with. Raises UserError where there is no run, or other settings are given."""
+    if args.config or settings:
+        told = f"--config {args.config}" if args.config else settings[0]
+        raise UserError(f"{told}: a run is evaluated under its own settings; leave this out, or --run")
     if not (args.run / "config.yaml").exists():
         raise UserError(f"--run: {args.run} is not a run directory (no config.yaml in it); give one like runs/default")
-    config = load_config(RunConfig, str(args.run / "config.yaml"))
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit: {args.limit} tasks cannot be played; give 1 or more, or leave it out")
-    world = init_world(config.device)
-    try:
-        checkpoint = find_checkpoint(args.run, args.checkpoint, world)
-        bank = bank_in_use(checkpoint, config) if args.with_skills else None
-        source = str(checkpoint.policy) if checkpoint else resolve(config.policy.model)
-        with open_session(config, world, splits={"--split": args.split}, policy_source=source) as session:
-            session.sampler.load_weights(session.policy.model.state_dict().items(), version=0)
-            results = [play(session, config, world, split=args.split, limit=args.limit, bank=None)]
-            if bank is not None:
-                results.append(play(session, config, world, split=args.split, limit=args.limit, bank=bank))
-    finally:
-        shutdown()
-    if world.is_main:
-        print(report(results, bank, as_json=args.json))
-    return 0
+    return load_config(RunConfig, str(args.run / "config.yaml"))
+
+
+def config_without_run(args: argparse.Namespace, settings: Sequence[str]) -> RunConfig:
+    """The settings of --config or --env. Raises UserError where both or neither is given, or what only a run has."""
+    if args.checkpoint or args.with_skills:
+        told = f"--checkpoint {args.checkpoint}" if args.checkpoint else "--with-skills"
+        raise UserError(f"{told}: only a run has that; give --run DIR, or leave it out")
+    if bool(args.config) == bool(args.env):
+        told = "give only one of the two" if args.config else "give --run DIR, --config FILE or --env NAME"
+        raise UserError(f"--config and --env: both say which policy plays in which environment; {told}")
+    name = args.config or CONFIG_OF[args.env]
+    return load_config(RunConfig, str(find_config(name)) if name else None, settings)
 
 
 def report(results: list[Evaluation], bank: SkillBank | None, *, as_json: bool) -> str:
@@ -81,7 +128,7 @@ def report(results: list[Evaluation], bank: SkillBank | None, *, as_json: bool) 
 def play(
     session: Session, config: RunConfig, world: World, *, split: str, limit: int | None, bank: SkillBank | None
 ) -> Evaluation:
-    """Evaluate the weights in the sampler under the run's own settings; with the skills of `bank`, if it is given."""
+    """Evaluate the weights in the sampler under the settings of `config`; with the skills of `bank`, if it is given."""
     return evaluate(
         session.sampler,
         session.source,

@@ -3,12 +3,16 @@
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from siri import doctor
+from siri import doctor, play
 from siri.doctor import Finding
+from siri.envs.household.generator import generate_game
+from siri.envs.webshop.folder import NAMES
+from siri.envs.webshop.stored import HEADER
 
 
 @pytest.fixture
@@ -112,11 +116,48 @@ def test_exit_code_and_json(
     assert "free some" in capsys.readouterr().out
 
 
-def test_the_household_step_plays_a_game() -> None:
-    assert doctor._household().state == "ok"
+def test_a_task_of_each_environment_is_solved() -> None:
+    assert [(finding.name, finding.state) for finding in doctor._environments()] == [
+        ("household", "ok"),
+        ("webshop", "ok"),
+    ]
+
+
+def test_an_environment_that_does_not_work_is_told_and_the_others_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise OSError("no such file")
+
+    lost = play.household(generate_game("doctor", size="small"))
+    monkeypatch.setattr(doctor, "_household", broken)
+    monkeypatch.setattr(doctor, "_webshop", lambda: replace(lost, walkthrough=("look",)))
+    assert [(finding.state, finding.detail) for finding in doctor._environments()] == [
+        ("problem", "OSError: no such file"),
+        ("problem", "a solution does not win"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "file"),
+    [("ALFWORLD_DATA", "train/a/b/game.tw-pddl"), *(("WEBSHOP_DATA", name) for name in (*NAMES["products"], HEADER))],
+)
+def test_folders_of_official_data_are_looked_into(
+    variable: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def state() -> str:
+        return next(finding.state for finding in doctor._extras() if finding.name == variable)
+
+    monkeypatch.delenv(variable, raising=False)
+    assert state() == "warn"
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert state() == "warn"
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    assert state() == "ok"
 
 
 @pytest.mark.slow
 def test_the_whole_diagnosis_of_a_machine_that_runs_these_tests() -> None:
     states = {finding.name: finding.state for finding in doctor.diagnose()}
-    assert states["torch"] == states["transformers"] == states["cpu"] == states["household"] == "ok"
+    assert (
+        states["torch"] == states["transformers"] == states["cpu"] == states["household"] == states["webshop"] == "ok"
+    )

@@ -242,6 +242,15 @@ def test_the_checkpoint_asked_for_is_the_one_that_plays(run_dir, words, folder, 
             "--run {young} --split valid",
             r"--run: .*young holds no checkpoint yet; wait for one, or give --checkpoint initial",
         ),
+        ("--split valid", r"--config and --env: both say .*; give --run DIR, --config FILE or --env NAME"),
+        ("--config household --env household", r"--config and --env: .*; give only one of the two"),
+        ("--run {run} --env webshop", r"--env: webshop, but environment.name is household; leave one of the two out"),
+        ("--env household --environment.name webshop", r"--env: household, but environment.name is webshop;"),
+        ("--run {run} --config household", r"--config household: a run is evaluated under its own settings;"),
+        ("--run {run} --policy.model tiny", r"--policy.model: a run is evaluated under its own settings;"),
+        ("--env household --checkpoint best", r"--checkpoint best: only a run has that; give --run DIR"),
+        ("--env household --with-skills", r"--with-skills: only a run has that; give --run DIR"),
+        ("--env household --eval.limit none", r"--eval.limit: .none. should be"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_in_one_line(run_dir, words, message, tmp_path, capsys):
@@ -259,6 +268,16 @@ def test_the_initial_policy_can_be_evaluated_before_there_is_a_checkpoint(run_di
     (tmp_path / "config.yaml").write_text((run_dir / "config.yaml").read_text())
     initial = "--split valid --checkpoint initial"
     assert evaluated(tmp_path, initial, capsys) == evaluated(run_dir, initial, capsys)
+
+
+def test_a_configuration_is_evaluated_without_a_run(run_dir, capsys):
+    """Its policy.model as it is, on its eval.split: what a run of it starts from."""
+    before = evaluated(run_dir, "--split valid --checkpoint initial", capsys)
+    assert cli.main(["eval", "--config", str(run_dir / "config.yaml"), "--json"]) == 0
+    assert strict(capsys.readouterr().out) == before
+    words = ["--environment.num_valid", "3", "--limit", "2"]
+    assert cli.main(["eval", "--config", str(run_dir / "config.yaml"), "--json", *words]) == 0
+    assert strict(capsys.readouterr().out)["episodes"] == 2
 
 
 GAMES = ProceduralGames(size="small", num_train=1, num_valid=30, seed=0)

@@ -69,6 +69,17 @@ def test_eval_prints_the_score_too(run_dir: Path, capsys: pytest.CaptureFixture[
     assert 0 <= result["mean_score"] <= 1
 
 
+def test_without_a_run_the_shipped_policy_shops(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--env webshop` alone is what the run of the shop's configuration starts from."""
+    words = ["--split", "test", "--limit", "3", "--json", "--rollout.sampler", "transformers"]
+    assert siri(["eval", "--env", "webshop", *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert siri(["eval", "--config", str(CONFIG), *words]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+    assert (result["split"], result["prompt"], result["episodes"]) == ("test", "plain", 3)
+    assert 0 <= result["mean_score"] <= 1
+
+
 def test_the_shipped_policy_is_small_and_fits_its_configuration() -> None:
     folder = Path(resolve("tiny-webshop"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
