@@ -24,6 +24,14 @@ from torch import Tensor
 LOGIT_FLOOR = -1e30
 """Stands in for -inf: a bias of -inf (a masked vocabulary entry) must not meet `0 * inf`. exp() of it is 0."""
 
+PRODUCT_WIDTH = 64
+"""On a CPU, so many columns of the hidden states are multiplied at a time. A dot product is as wrong as its longest
+chain of additions: with SmolLM2's head, log-probs are off by 2.5e-5 where MKL takes 576 columns, by 1.1e-5 with these,
+at one percent of the time (48: three percent)."""
+
+CACHED_LOGITS = 1 << 19
+"""Logits that those products are added to while they stay in cache: 2 MiB in float32."""
+
 LOG2_E = math.log2(math.e)
 
 
@@ -167,7 +175,15 @@ def raw_logits_ref(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """A fresh block of raw logits [n, v] from x[n, H], w[v, H], b[v], all in the compute dtype."""
-    return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t()).clamp_(min=LOGIT_FLOOR)
+    if x.is_cuda or not x.shape[1]:
+        raw = torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
+    else:
+        raw = x.new_empty(len(x), len(w)) if b is None else b.repeat(len(x), 1)
+        for cols in blocks(len(w), max(1, CACHED_LOGITS // max(1, len(x)))):
+            for part in blocks(x.shape[1], PRODUCT_WIDTH):
+                begun = part.start > 0 or b is not None
+                raw[:, cols].addmm_(x[:, part], w[cols, part].t(), beta=int(begun))
+    return raw if b is None else raw.clamp_(min=LOGIT_FLOOR)
 
 
 def log_softmax_(z: Tensor) -> Tensor:

@@ -48,6 +48,15 @@ def test_vocabularies(vocabulary: int) -> None:
     check(*make(16, 64, vocabulary))
 
 
+@pytest.mark.reference
+def test_hidden_states_with_columns_that_stand_out() -> None:
+    """As language models have them: a float32 product over all 576 columns in one chain makes errors of 3.1e-5."""
+    g = torch.Generator().manual_seed(2)
+    x, w = torch.randn(128, 576, generator=g), torch.randn(4096, 576, generator=g) * 0.1
+    x[:, ::64] *= 30
+    check(x, w, torch.randint(0, 4096, (128,), generator=g))
+
+
 @pytest.mark.parametrize("tokens", [129, pytest.param(4097, marks=pytest.mark.reference)])
 def test_numbers_of_tokens(tokens: int) -> None:
     check(*make(tokens, 8, 70))
