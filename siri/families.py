@@ -15,6 +15,7 @@ from siri.envs.household.engine import HouseholdEnv
 from siri.envs.household.rooms import vocabulary as household_words
 from siri.envs.household.source import Engine, OfficialGames, ProceduralGames
 from siri.envs.household.textworld_oracle import TextWorldEnv, check_textworld
+from siri.envs.webshop.brief import UNCHANGED
 from siri.envs.webshop.brief import brief as shop_brief
 from siri.envs.webshop.folder import load_folder
 from siri.envs.webshop.shops import NUM_PRODUCTS
@@ -30,6 +31,8 @@ class Family:
     """The tasks of a configuration, playable until the block ends. Raises UserError where they cannot be had."""
     shorten: Callable[[str], str]
     """An observation in its short form, for compact prompts and mining."""
+    unchanged: tuple[str, str] | None = None
+    """In compact prompts, what stands for an observation like the one before: of an action accepted, and refused."""
     vocabulary: Callable[[], Set[str]]
     """Words that a skill may be made of, beside English ones and those of the episode it was mined from."""
 
@@ -98,5 +101,5 @@ def make_shop(config: EnvironmentConfig) -> ShopTasks:
 
 FAMILIES = {
     "household": Family(open_source=open_games, shorten=household_brief, vocabulary=household_words),
-    "webshop": Family(open_source=open_shop, shorten=shop_brief, vocabulary=shop_words),
+    "webshop": Family(open_source=open_shop, shorten=shop_brief, unchanged=UNCHANGED, vocabulary=shop_words),
 }

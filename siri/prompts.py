@@ -78,13 +78,16 @@ class Renderer:
         *,
         style: PromptStyle,
         shorten: Callable[[str], str] = str,
+        unchanged: tuple[str, str] | None = None,
         history_length: int = 2,
     ) -> None:
-        """`shorten` maps an observation to its short form (compact style only); `history_length` counts the records a
-        tagged prompt shows."""
+        """`shorten` maps an observation to its short form, and `unchanged` is what stands for one with the text of the
+        one before, where its action was accepted and where it was refused (both in compact style only);
+        `history_length` counts the records a tagged prompt shows."""
         self.tokenizer = tokenizer
         self.style = style
         self.shorten = shorten
+        self.unchanged = unchanged
         self.history_length = history_length
         self.markup = TurnMarkup.of(tokenizer)
         self._literal = lru_cache(maxsize=65536)(self._encode_literal)
@@ -158,10 +161,12 @@ class CompactDialogue:
         self._renderer = renderer
         self._skills = skills
         self._ids: list[int] = []
+        self._last = ""
         self.stop_token_ids = renderer.stop_token_ids
 
     def start(self, task: str, observation: Observation) -> None:
         r = self._renderer
+        self._last = observation.text
         opening = f"Task: {task}\n{skill_block(self._skills)}"
         self._ids = [
             *r.before_first,
@@ -188,9 +193,17 @@ class CompactDialogue:
         self._ids += [
             *(int(i) for i in action_ids),
             *r.after_action[1 if ended else 0 :],
-            *r.literal(r.shorten(observation.text)),
+            *r.literal(self._short_form(observation)),
             *r.before_action,
         ]
+        self._last = observation.text
+
+    def _short_form(self, observation: Observation) -> str:
+        r = self._renderer
+        if r.unchanged is None or observation.text != self._last:
+            return r.shorten(observation.text)
+        accepted, refused = r.unchanged
+        return refused if observation.action_valid is False else accepted
 
 
 class TaggedDialogue:

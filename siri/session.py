@@ -80,6 +80,7 @@ def open_session(
             policy.tokenizer,
             style=config.policy.prompt_style,
             shorten=family.shorten,
+            unchanged=family.unchanged,
             history_length=config.policy.history_length,
         )
         sampler = make_sampler(config, policy, world)

@@ -27,6 +27,7 @@ from siri.engine.errors import UserError
 from siri.engine.files import user_error_on_write
 from siri.engine.policy import load_policy
 from siri.envs.household.brief import brief as household_brief
+from siri.envs.webshop.brief import UNCHANGED
 from siri.envs.webshop.brief import brief as shop_brief
 from siri.prompts import Renderer
 from siri.run_dir import git_commit
@@ -57,6 +58,8 @@ class Lessons:
     """The texts of an episode, for the tokenizer."""
     shorten: Callable[[str], str]
     """An observation in its short form."""
+    unchanged: tuple[str, str] | None = None
+    """What stands for an observation like the one before: of an action accepted, and refused."""
     observation_weight: float
     """Loss weight of observation tokens."""
 
@@ -76,6 +79,7 @@ LESSONS: dict[Environment, Lessons] = {
         skill_of=shop_plays.skill_of,
         corpus_text=shop_plays.corpus_text,
         shorten=shop_brief,
+        unchanged=UNCHANGED,
         # Pages have nine tokens to one of an action: at 0.2 they made 85% of the loss after 800 steps.
         observation_weight=0.05,
     ),
@@ -166,7 +170,8 @@ def warmstart(config: WarmstartConfig, out: Path, *, compile_model: bool = False
             intermediate=config.intermediate,
             seed=config.seed,
         )
-    renderer = Renderer(tokenizer, style="compact", shorten=LESSONS[config.env].shorten)
+    lessons = LESSONS[config.env]
+    renderer = Renderer(tokenizer, style="compact", shorten=lessons.shorten, unchanged=lessons.unchanged)
     started = time.perf_counter()
     with (out / "warmstart.jsonl").open("w") as log:
 

@@ -9,6 +9,10 @@ import re
 
 from siri.envs.webshop.pages import SEPARATOR
 
+UNCHANGED = ("same page", "not possible")
+"""What stands for a page that is shown again as it was: its action was accepted, as a chosen option is, or refused. The
+text of the page tells neither, and two thirds of what a policy that often misses reads would be pages it has read."""
+
 _BETWEEN = f"'{SEPARATOR}'"
 _RESULTS = re.compile(r"Page (\d+) \(Total results: \d+\)")
 _PRICE = "Price: "
