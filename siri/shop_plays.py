@@ -7,6 +7,7 @@ name groups of options; those it never leaves out. So the policy learns to act o
 success teaches, which groups to choose for which things, is one that helps it.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,7 +17,7 @@ from typing import Any
 
 from siri.demonstrations import Play, Sizes
 from siri.engine.environment import Observation
-from siri.envs.webshop.brief import brief
+from siri.envs.webshop.brief import UNCHANGED, brief
 from siri.envs.webshop.catalogue import Catalogue, load_catalogue
 from siri.envs.webshop.engine import WebShopEnv
 from siri.envs.webshop.goals import Goal
@@ -69,7 +70,7 @@ class Shopper:
 
     def act(self, env: WebShopEnv, observation: Observation) -> str:
         clicks = [action for action in observation.admissible or () if action.startswith("click[")]
-        chance = self._rng.random() if clicks else 1.0
+        chance = self._rng.random() if clicks else math.inf
         self.noisy = chance < NOISE + self._misses
         if self.noisy:
             return self._rng.choice(clicks) if chance < NOISE else self._miss(env, clicks)
@@ -234,6 +235,7 @@ def corpus_text(played: Play) -> list[str]:
         skill_answer(*_skill("everything", [])),
         *played.actions,
         *(brief(observation.text) for observation in played.observations),
+        *UNCHANGED,
     ]
 
 

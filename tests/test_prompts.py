@@ -1,5 +1,6 @@
 """Dialogues: what the policy is shown, and how its answer is read back."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -60,6 +61,24 @@ def test_compact_prompts_grow_by_exactly_the_drawn_tokens_and_one_message(first,
         after = dialogue.prompt_ids()
         expected = [*before, *r.literal(action), r.after_action[0], *r.literal(answer), *r.before_action]
         assert after.tolist() == expected
+
+
+@given(shown=st.lists(st.tuples(st.sampled_from(["a mug", "a pen"]), st.sampled_from([True, False, None])), min_size=1))
+def test_in_compact_prompts_an_observation_shown_again_is_named_where_that_is_wanted(shown):
+    names = {True: "same", None: "same", False: "refused"}
+    told = {}
+    for unchanged in (None, ("same", "refused")):
+        dialogue = renderer("compact", shorten=str.upper, unchanged=unchanged).dialogue()
+        dialogue.start("look.", seen(shown[0][0]))
+        for text, valid in shown[1:]:
+            action_ids = drawn("look")
+            dialogue.advance(action_ids, dialogue.parse(action_ids), replace(seen(text), action_valid=valid))
+        text = tokenizer().decode(dialogue.prompt_ids())
+        told[unchanged] = [part.partition(ACT)[0] for part in text.split(END)]
+    assert [part.strip()[-5:] for part in told[None]] == [text.upper() for text, _ in shown]
+    for i, (text, valid) in enumerate(shown):
+        again = i > 0 and text == shown[i - 1][0]
+        assert told["same", "refused"][i].strip().endswith(names[valid] if again else text.upper())
 
 
 def test_an_action_with_a_special_token_inside_is_not_an_action():

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from siri.cli import main as siri
 from siri.config import RunConfig
 from siri.engine.config import load_config
+from siri.engine.distributed import World
+from siri.session import open_session
 from siri.shipped import resolve
 from siri.train import main
 
@@ -50,6 +53,19 @@ def test_all_three_phases_are_played_and_scored(run_dir: Path) -> None:
     assert 0 < summary["eval"]["final"]["mean_score"] <= 1
     assert summary["environment"]["name"] == "webshop"
     assert "Mean score of the episodes" in (run_dir / "report.html").read_text()
+
+
+def test_its_prompts_name_a_page_that_is_shown_again() -> None:
+    config = load_config(RunConfig, str(CONFIG), ["--rollout.sampler", "transformers"])
+    with open_session(config, World(), splits={"eval.split": "valid"}) as session:
+        task = session.source.tasks("valid")[0]
+        env, dialogue, renderer = session.source.make(task), session.renderer.dialogue(), session.renderer
+        dialogue.start(task, env.reset())
+        for action in ("search[shirt]", "click[nothing]", "search[shirt]"):
+            ids = np.array([*renderer.literal(action), renderer.after_action[0]], np.int32)
+            dialogue.advance(ids, dialogue.parse(ids), env.step(action))
+        messages = renderer.tokenizer.decode(dialogue.prompt_ids()).split("<|end|>")
+        assert [message.partition("<|act|>")[0].strip() for message in messages[2:]] == ["not possible"] * 2
 
 
 def test_it_writes_skills_in_the_form_it_was_taught(run_dir: Path) -> None:
