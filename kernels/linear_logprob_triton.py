@@ -292,9 +292,16 @@ def choose_launch(hidden: Tensor, weight: Tensor) -> Launch:
     half = factor_dtype(hidden, weight) != torch.float32
     if half and all(describable(t) for t in (hidden, weight)):
         major = torch.cuda.get_device_capability(hidden.device)[0]
-        if major in (9, 10):
-            return TMA_SM90 if major == 9 else TMA_SM100
+        if major == 9:
+            return TMA_SM90
+        if major == 10 and compiles_for_blackwell(triton.__version__):
+            return TMA_SM100
     return POINTER_HALF if half else POINTER_FLOAT
+
+
+def compiles_for_blackwell(version: str) -> bool:
+    """3.6.0 fails to specialise the descriptor kernel for sm_100, 3.7.0, 3.8.0 and 3.9.0 do it."""
+    return tuple(map(int, version.split(".")[:2])) >= (3, 7)
 
 
 def multiprocessors(device: torch.device) -> int:

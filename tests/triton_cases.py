@@ -62,6 +62,26 @@ def test_descriptors_need_aligned_rows_that_do_not_overlap() -> None:
     assert not module.describable(x.t())
 
 
+@pytest.mark.parametrize(
+    ("capability", "version", "launch"),
+    [
+        ((8, 0), "3.9.0", "POINTER_HALF"), ((9, 0), "3.6.0", "TMA_SM90"), ((10, 0), "3.9.0", "TMA_SM100"),
+        ((10, 3), "3.10.0+git", "TMA_SM100"), ((10, 0), "3.6.0", "POINTER_HALF"), ((12, 0), "3.9.0", "POINTER_HALF"),
+    ],
+)  # fmt: skip
+def test_each_gpu_gets_a_kernel_that_compiles_for_it(
+    capability: tuple[int, int], version: str, launch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Triton 3.6, the first call on an sm_100 was a failed compilation."""
+    monkeypatch.setattr(module, "interpreting", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(triton, "__version__", version)
+    x, w, _ = make(4, 16, 100, torch.float16)
+    assert module.choose_launch(x, w) is getattr(module, launch)
+    assert module.choose_launch(x[:, ::2], w[:, ::2]) is module.POINTER_HALF
+    assert module.choose_launch(x.float(), w) is module.POINTER_FLOAT
+
+
 def test_the_allocator_of_descriptors_is_gone_after_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """It stayed, and the caller's other kernels got their memory from it, on the device of our last call."""
     launch = module.Launch(block_t=32, block_v=64, block_h=16, warps=4, stages=2, descriptors=True)
