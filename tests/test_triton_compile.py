@@ -96,9 +96,7 @@ def test_pointer_kernel(target: int, launch: linear.Launch, kinds: tuple[str, st
     kernel = linear.tile_stats_kernel
     types = types_of(kernel, hidden_ptr=kinds[0], weight_ptr=kinds[1], bias_ptr=kinds[1])
     constants = {**tile(launch), **HEAD, **(STEPS if dense else {}), "DOT": dot}
-    result = compiled(
-        kernel, types, constants, target=target, warps=launch.warps, stages=launch.stages, aligned=dense
-    )
+    result = compiled(kernel, types, constants, target=target, warps=launch.warps, stages=launch.stages, aligned=dense)
     within_limits(result, target)
 
 
