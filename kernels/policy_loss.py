@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .dispatch import use_triton
+from .dispatch import untraced, use_triton
 from .linear_logprob import linear_logprob_ref
 from .projection import (
     LogitMap,
@@ -155,6 +155,7 @@ def linear_policy_loss_chunked(
     return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss, on_triton), totals
 
 
+@untraced
 def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import use_triton
+from .dispatch import untraced, use_triton
 from .projection import LOGIT_FLOOR, LogitMap, SoftmaxGrad, blocks, check_targets, compute_dtype, softmax_stats_
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def selective_logprob(
 def selective_logprob(
     logits: Tensor, targets: Tensor, *, temperature: float | Tensor = 1.0, return_entropy: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
+@untraced
 def selective_logprob(
     logits: Tensor, targets: Tensor, *, temperature: float | Tensor = 1.0, return_entropy: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
