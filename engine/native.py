@@ -95,9 +95,7 @@ def _checked_states(
         if numbers or isinstance(states, str | bytes | bytearray | memoryview):
             raise TypeError(f"states is one {type(states).__name__}: give a list of states, or offsets into it")
         if not isinstance(states, Iterable):
-            raise TypeError(
-                f"states is of type {type(states).__name__}: give a list of states, or a buffer and offsets"
-            )
+            raise TypeError(f"states is of type {type(states).__name__}: give a list, or a buffer with offsets")
         return tuple(states), None
     # The protocol that ndarray has at run time is not in its type on Python 3.11.
     view = memoryview(cast(bytes, states)) if isinstance(states, _BUFFERS) else None
