@@ -71,7 +71,7 @@ def dtype_of(device: torch.device) -> torch.dtype:
 
 
 def surroundings(device: torch.device, out: Path) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = said(["git", "rev-parse", "HEAD"])
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -89,11 +89,19 @@ def surroundings(device: torch.device, out: Path) -> dict[str, Any]:
     }
 
 
+def said(command: Sequence[str]) -> str:
+    """Standard output of a program; empty if it fails or is not there, which is no reason not to measure."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         fields = "name,driver_version,clocks.sm,clocks.max.sm,power.limit,temperature.gpu"
         command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        found = said(command).splitlines()
         return {"name": torch.cuda.get_device_name(), "nvidia-smi": found[0].strip() if found else None, "of": fields}
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []

@@ -7,7 +7,7 @@ built but broken is an error: what is installed gets used.
 import operator
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import numpy as np
@@ -73,6 +73,8 @@ def group_states(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
+    if not isinstance(similarity, float | int | np.number | None):
+        raise TypeError(f"similarity is {similarity!r}: it must be a number in [0, 1]; None groups equal states")
     if similarity is not None and not 0 <= similarity <= 1:
         raise ValueError(f"similarity is {similarity}: it must be in [0, 1]; None groups equal states")
     checked, bounds = _checked_states(states, offsets)
@@ -92,6 +94,8 @@ def _checked_states(
         numbers = isinstance(states, np.ndarray) and states.dtype.kind not in "OSU"
         if numbers or isinstance(states, str | bytes | bytearray | memoryview):
             raise TypeError(f"states is one {type(states).__name__}: give a list of states, or offsets into it")
+        if not isinstance(states, Iterable):
+            raise TypeError(f"states is of type {type(states).__name__}: give a list, or a buffer with offsets")
         return tuple(states), None
     # The protocol that ndarray has at run time is not in its type on Python 3.11.
     view = memoryview(cast(bytes, states)) if isinstance(states, _BUFFERS) else None
@@ -129,6 +133,8 @@ def _checked_threads(threads: int | None) -> int:
         if wish.isdecimal() and int(wish) > 0:
             return int(wish)
         return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    if not hasattr(threads, "__index__"):
+        raise TypeError(f"threads is {threads!r}: it must be an integer; None takes as many as there are cores")
     if operator.index(threads) < 1:
         raise ValueError(f"threads is {threads}: it must be at least 1; None takes as many as there are cores")
     return operator.index(threads)

@@ -9,11 +9,13 @@ SIRI_KERNELS=triton, because it is a thousand times slower than the reference. f
 what gradients are checked with, and tensor cores have no use for it.
 """
 
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +70,25 @@ def use_triton(*tensors: Tensor | None) -> bool:
         return False  # without a look at the GPU, which would initialise CUDA in a process that may not want it
     device = decide().device
     return all(tensor.device.type == device and tensor.dtype != torch.float64 for tensor in given)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, which torch.compile calls between the parts of a graph. Traced, it would end in Triton's launcher.
+
+    Torch's own decorator imports the compiler with this package, also where nothing is ever compiled.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def explain(device: str | None = None) -> str:

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .dispatch import use_triton
+from .dispatch import untraced, use_triton
 from .projection import (
     LogitMap,
     RawGrad,
@@ -150,6 +150,7 @@ def chunk_divergence(
     return divergence_triton(logits, teacher, row_weight, divergence)
 
 
+@untraced
 def masked_distill_loss(
     hidden: Tensor,
     weight: Tensor,

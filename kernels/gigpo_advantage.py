@@ -29,7 +29,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from .dispatch import use_triton
+from .dispatch import untraced, use_triton
 
 ROUNDING_ULP = 64
 """A return is a sum over log2(length) <= 20 levels, each rounded twice: a spread below 64 ulp is no outcome."""
@@ -135,6 +135,7 @@ def gigpo_advantage(
     episode_stats: Literal["trajectory", "row"] = "trajectory", penalty: float = 0.1, min_sigma: float = 0.25,
     eps: float = 1e-6, parity: Literal["verl_agent"] | None = None, return_parts: Literal[True],
 ) -> Parts: ...  # fmt: skip
+@untraced
 def gigpo_advantage(
     reward: Tensor,
     traj: Tensor,

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import use_triton
+from .linear_logprob_graph import linear_logprob_graph
 from .projection import (
     LogitMap,
     SoftmaxGrad,
@@ -218,20 +219,42 @@ class LinearLogprob(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, lse = ctx.saved_tensors
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy, g_lse)
-        live = grad.live_rows()  # the other rows cost nothing, and a NaN in one of them stays there
         kept, ctx.kept = ctx.kept, None  # a second backward pass makes all logits again
-        with full_precision(hidden.device):
-            dx, dw, db = shard_gradients(
-                hidden[live], weight, bias, targets[live], ctx.logit_map.select(live), grad.select(live), lse[live],
-                ctx.vocab_start, ctx.needs_input_grad[:3], None if isinstance(live, Tensor) else kept,
-            )  # fmt: skip
-        if dx is not None:
-            if ctx.tp_group is not None:
-                dist.all_reduce(dx, group=ctx.tp_group)
-            dx = dx.to(hidden.dtype)
-            if isinstance(live, Tensor):
-                dx = torch.zeros_like(hidden).index_copy_(0, live, dx)
-        return dx, dw, db, None, None, None, None, None, None
+        found = input_gradients(
+            hidden, weight, bias, targets, ctx.logit_map, grad, lse, needs=ctx.needs_input_grad[:3],
+            vocab_start=ctx.vocab_start, tp_group=ctx.tp_group, kept=kept,
+        )  # fmt: skip
+        return *found, None, None, None, None, None, None
+
+
+def input_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    logit_map: LogitMap,
+    grad: SoftmaxGrad,
+    lse: Tensor,
+    *,
+    needs: tuple[bool, bool, bool],
+    vocab_start: int = 0,
+    tp_group: dist.ProcessGroup | None = None,
+    kept: KeptLogits | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of (hidden, weight, bias) in their dtypes, where needed; of hidden, summed over the ranks."""
+    live = grad.live_rows()  # the other rows cost nothing, and a NaN in one of them stays there
+    with full_precision(hidden.device):
+        dx, dw, db = shard_gradients(
+            hidden[live], weight, bias, targets[live], logit_map.select(live), grad.select(live), lse[live],
+            vocab_start, needs, None if isinstance(live, Tensor) else kept,
+        )  # fmt: skip
+    if dx is not None:
+        if tp_group is not None:
+            dist.all_reduce(dx, group=tp_group)
+        dx = dx.to(hidden.dtype)
+        if isinstance(live, Tensor):
+            dx = torch.zeros_like(hidden).index_copy_(0, live, dx)
+    return dx, dw, db
 
 
 def _room_for_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> KeptLogits | None:
@@ -294,6 +317,13 @@ def linear_logprob(
     check_backend(backend)
     if backend == "reference" and tp_group is not None:
         raise ValueError('backend = "reference" has no tensor-parallel form; use backend = "auto" with tp_group')
+    if torch.compiler.is_compiling() and tp_group is None and backend == "auto":
+        per_token = isinstance(temperature, Tensor)
+        outputs = linear_logprob_graph(
+            hidden, weight, bias, targets, 1.0 if per_token else temperature, temperature if per_token else None,
+            softcap, ignore_index, return_entropy,
+        )  # fmt: skip
+        return chosen(outputs, return_entropy, return_lse)
     vocab_start, vocabulary = shard_bounds(weight, tp_group)
     check_targets(targets, vocabulary, ignore_index)
     targets = targets.long()
@@ -310,6 +340,11 @@ def linear_logprob(
         )  # fmt: skip
         if isinstance(kept, Tensor):
             outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
+    return chosen(outputs, return_entropy, return_lse)
+
+
+def chosen(outputs: tuple[Tensor, ...], return_entropy: bool, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
+    """What was asked for of (logprob, entropy, lse)."""
     wanted = tuple(o for o, want in zip(outputs, (True, return_entropy, return_lse), strict=True) if want)
     return wanted if len(wanted) > 1 else wanted[0]
 

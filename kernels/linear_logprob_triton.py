@@ -11,6 +11,8 @@ place by one kernel, multiplied into dX (summed in float32) and into this slab's
 Legend: T tokens, H hidden, V vocabulary.
 """
 
+import contextvars
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +167,7 @@ def tile_stats_kernel(
     row = ((tile_t * BLOCK_T + tl.arange(0, BLOCK_T)) % T).to(tl.int64)
     col = ((tile_v * BLOCK_V + tl.arange(0, BLOCK_V)) % V).to(tl.int64)
     h = tl.arange(0, BLOCK_H)
+    # A step is T or V elements where the matrix is transposed: BLOCK_H of them fit in 32 bits, H might not.
     x_ptr = hidden_ptr + row[:, None] * hidden_stride + h[None, :] * hidden_step
     w_ptr = weight_ptr + col[None, :] * weight_stride + h[:, None] * weight_step
     raw = tl.zeros((BLOCK_T, BLOCK_V), tl.float32)
@@ -207,11 +210,10 @@ def target_logit_kernel(
     inside = (row < T) & (y >= 0) & (y < V)
     raw = tl.zeros((BLOCK_T,), tl.float32)
     for start in range(0, H, BLOCK_H):
-        h = start + tl.arange(0, BLOCK_H)
+        h = (start + tl.arange(0, BLOCK_H)).to(tl.int64)  # of a transposed matrix a step is T or V elements
         mask = inside[:, None] & (h < H)[None, :]
         x = tl.load(hidden_ptr + row.to(tl.int64)[:, None] * hidden_stride + h[None, :] * hidden_step, mask, 0.0)
-        w_at = y[:, None] * weight_stride + h[None, :].to(tl.int64) * weight_step  # of a transposed weight, h * V
-        w = tl.load(weight_ptr + w_at, mask, 0.0)
+        w = tl.load(weight_ptr + y[:, None] * weight_stride + h[None, :] * weight_step, mask, 0.0)
         raw += tl.sum(x.to(tl.float32) * w.to(tl.float32), 1)
     if HAS_BIAS:
         raw += tl.load(bias_ptr + y, inside, 0.0).to(tl.float32)
@@ -290,9 +292,16 @@ def choose_launch(hidden: Tensor, weight: Tensor) -> Launch:
     half = factor_dtype(hidden, weight) != torch.float32
     if half and all(describable(t) for t in (hidden, weight)):
         major = torch.cuda.get_device_capability(hidden.device)[0]
-        if major in (9, 10):
-            return TMA_SM90 if major == 9 else TMA_SM100
+        if major == 9:
+            return TMA_SM90
+        if major == 10 and compiles_for_blackwell(triton.__version__):
+            return TMA_SM100
     return POINTER_HALF if half else POINTER_FLOAT
+
+
+def compiles_for_blackwell(version: str) -> bool:
+    """3.6.0 fails to specialise the descriptor kernel for sm_100, 3.7.0, 3.8.0 and 3.9.0 do it."""
+    return tuple(map(int, version.split(".")[:2])) >= (3, 7)
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -317,19 +326,22 @@ def _launch_tiles(
         "num_warps": launch.warps, "num_stages": launch.stages, **head,
     }  # fmt: skip
     if launch.descriptors:
-        # Kept in a context variable, which the thread of a backward pass does not inherit: set for each launch. It
-        # stays there, so it must not hold x.
-        device = x.device
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
-        programs = min(tiles, multiprocessors(x.device))
-        tile_stats_tma_kernel[(programs,)](
-            x, weight, bias, inverse, partial, n, V, H, x.stride(0), weight.stride(0), softcap, tiles, **common
-        )
+        launched = tile_stats_tma_kernel[(min(tiles, multiprocessors(x.device)),)]
+        arguments = (x, weight, bias, inverse, partial, n, V, H, x.stride(0), weight.stride(0), softcap, tiles)
+        # Triton keeps the allocator in a context variable, which the thread of a backward pass does not inherit: it is
+        # set for each launch, in a copy of the context, because the caller's other kernels may have one of their own.
+        contextvars.copy_context().run(_with_scratch, lambda: launched(*arguments, **common))
     else:
         tile_stats_kernel[(tiles,)](
             x, weight, bias, inverse, partial, n, V, H, *x.stride(), *weight.stride(), softcap,
             DOT=getattr(tl, str(factor_dtype(x, weight)).removeprefix("torch.")), **common,
         )  # fmt: skip
+
+
+def _with_scratch(launch: Callable[[], Any]) -> None:
+    """Calls `launch` with memory for descriptors at hand, on the current device: the one that Triton launches on."""
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+    launch()
 
 
 def shard_gradients_triton(

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .dispatch import use_triton
+from .dispatch import untraced, use_triton
 from .linear_logprob import linear_logprob_ref
 from .projection import (
     LogitMap,
@@ -63,6 +63,12 @@ class PolicyTokens:
                 f"dual_clip = {self.dual_clip} must be above 1: it caps the loss of a token whose ratio grew "
                 "(3.0 is usual)"
             )
+        for name in ("clip_low", "clip_high"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} must be at least 0: the ratio is clipped to "
+                    "[1 - clip_low, 1 + clip_high]"
+                )
         if self.importance_clip < 1.0:
             raise ValueError(
                 f"importance_clip = {self.importance_clip} must be at least 1: below, exact samplers are cut too"
@@ -155,6 +161,7 @@ def linear_policy_loss_chunked(
     return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss, on_triton), totals
 
 
+@untraced
 def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -204,7 +211,7 @@ def linear_policy_loss(
 
     Raises:
         ValueError: shapes that do not fit, a target outside the vocabulary, denominator <= 0, dual_clip <= 1,
-            importance_clip < 1, or kl_coef without ref_logprob.
+            importance_clip < 1, a negative clip_low or clip_high, or kl_coef without ref_logprob.
     """
     check_projection(
         hidden, weight, bias, targets=targets, advantage=advantage, old_logprob=old_logprob, ref_logprob=ref_logprob,

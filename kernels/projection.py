@@ -67,6 +67,7 @@ def check_projection(
 
     Raises ValueError naming the argument, its shape and the rule.
     """
+    check_whole(**{f"{prefix}hidden": hidden, f"{prefix}weight": weight, f"{prefix}bias": bias})
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"{prefix}hidden {tuple(hidden.shape)} and {prefix}weight {tuple(weight.shape)} must be [T, H] and [V, H] "
@@ -77,6 +78,16 @@ def check_projection(
     for name, value in per_token.items():
         if isinstance(value, Tensor) and value.ndim != 0 and value.shape != hidden.shape[:1]:
             raise ValueError(f"{name} {tuple(value.shape)} must be [T] = [{hidden.shape[0]}]")
+
+
+def check_whole(**tensors: Tensor | None) -> None:
+    """Raises ValueError for a DTensor: it has no memory of its own, and a kernel on a GPU would be given address 0."""
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "full_tensor"):
+            raise ValueError(
+                f"{name} is a DTensor; pass {name}.full_tensor(), through which gradients flow back to the shards, or "
+                "for a shard of the vocabulary its to_local() with tp_group"
+            )
 
 
 def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None) -> None:

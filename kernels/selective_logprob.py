@@ -19,8 +19,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import use_triton
-from .projection import LOGIT_FLOOR, LogitMap, SoftmaxGrad, blocks, check_targets, compute_dtype, softmax_stats_
+from .dispatch import untraced, use_triton
+from .projection import (
+    LOGIT_FLOOR,
+    LogitMap,
+    SoftmaxGrad,
+    blocks,
+    check_targets,
+    check_whole,
+    compute_dtype,
+    softmax_stats_,
+)
 
 if TYPE_CHECKING:
     from .softmax_triton import TritonLogits
@@ -97,6 +106,7 @@ def selective_logprob(
 def selective_logprob(
     logits: Tensor, targets: Tensor, *, temperature: float | Tensor = 1.0, return_entropy: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
+@untraced
 def selective_logprob(
     logits: Tensor, targets: Tensor, *, temperature: float | Tensor = 1.0, return_entropy: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -115,6 +125,7 @@ def selective_logprob(
     Raises:
         ValueError: shapes that do not fit, or a target outside the vocabulary (it is named).
     """
+    check_whole(logits=logits)
     shape, vocabulary = logits.shape[:-1], logits.shape[-1]
     if targets.shape != shape:
         raise ValueError(f"targets {tuple(targets.shape)} must have the leading shape of logits {tuple(logits.shape)}")

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one program may have, by compute capability times ten."""
 
 

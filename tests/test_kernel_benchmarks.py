@@ -15,7 +15,7 @@ from gigpo_incumbent import careful, incumbent, make_rows
 from kernel_figures import write_results
 from kernel_measure import GEMMS, interleave, measure, peak_of
 from kernel_peers import CONTESTANTS, EAGER, OURS, Contestant, Unsupported
-from kernel_speed import CPU_CASES, GPU_CASES
+from kernel_speed import CPU_CASES, GPU_CASES, surroundings
 from kernel_tasks import Case, make_task
 
 CPU = torch.device("cpu")
@@ -148,6 +148,11 @@ def test_tables_and_figures(tmp_path: Path) -> None:
     svg = ElementTree.fromstring(written["logprob-t-4-both.svg"])
     widths = [float(part.get("width", "")) for part in svg.iter() if "bar" in part.get("class", "").split()]
     assert widths == pytest.approx([widths[2] * 2, widths[2] * 4, widths[2]], rel=1e-3)
+
+
+def test_a_machine_without_git_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert surroundings(CPU, tmp_path / "out.json")["commit"] == ""
 
 
 def test_names_of_cases_differ() -> None:

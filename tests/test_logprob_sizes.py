@@ -62,6 +62,24 @@ def test_numbers_of_tokens(tokens: int) -> None:
     check(*make(tokens, 8, 70))
 
 
+@pytest.mark.slow
+@pytest.mark.reference
+def test_more_logits_than_int32_counts() -> None:
+    """8320 x 262144 = 2.18e9: the last rows, and the last column, are where an index would wrap."""
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(8320, 4, generator=g).requires_grad_(), torch.randn(262144, 4, generator=g).requires_grad_()
+    y = torch.randint(0, 262144, (8320,), generator=g)
+    y[-1] = 262143
+    logprob = linear_logprob(x, w, y)
+    last = x.detach()[-8:].requires_grad_()
+    truth = naive(last, w.detach(), y[-8:])[0]
+    assert (logprob[-8:] - truth).abs().max() <= 2e-5
+    upstream = torch.full((8320,), 1e-3)  # no row is skipped
+    upstream[-8:] = 1.0
+    (dx,) = torch.autograd.grad(logprob, x, upstream)
+    assert relative_error(dx[-8:], gradients(truth.sum(), last)[0]) <= 2e-4  # 262144 terms in float32
+
+
 def test_memory_that_is_not_aligned_and_rows_that_are_one() -> None:
     """4 bytes past a multiple of 16; and `expand`, whose rows have stride 0."""
     x, w, y = make(5, 24, 300)

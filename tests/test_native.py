@@ -235,7 +235,9 @@ def test_labels_of_any_integer_type_and_size() -> None:
         ({"states": ["a"], "similarity": 1.5}, ValueError, r"similarity is 1.5: it must be in \[0, 1\]"),
         ({"states": ["a"], "similarity": float("nan")}, ValueError, "similarity is nan"),
         ({"states": ["a"], "threads": 0}, ValueError, "threads is 0"),
-        ({"states": ["a"], "threads": 1.5}, TypeError, "integer"),
+        ({"states": ["a"], "threads": 1.5}, TypeError, "threads is 1.5: it must be an integer"),
+        ({"states": None}, TypeError, "states is of type NoneType: give a list, or a buffer"),
+        ({"states": ["a"], "similarity": "0.9"}, TypeError, r"similarity is '0.9': it must be a number in \[0, 1\]"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: dict, error: type[Exception], message: str) -> None:

@@ -320,6 +320,8 @@ def test_backward_twice_and_without_autograd() -> None:
     ("change", "message"),
     [
         ({"denominator": 0}, r"denominator = 0 must be > 0; pass max\(1,"),
+        ({"clip_low": -0.2}, "clip_low = -0.2 must be at least 0"),
+        ({"clip_high": -0.2}, "clip_high = -0.2 must be at least 0"),
         ({"dual_clip": 1.0}, "dual_clip = 1.0 must be above 1"),
         ({"importance_clip": 0.5}, "importance_clip = 0.5"),
         ({"ref_logprob": None}, "kl_coef = 0.07 needs ref_logprob"),

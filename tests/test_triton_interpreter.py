@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 FILES = (
     "triton_cases.py",
     "test_linear_logprob.py",
+    "test_compiled_calls.py",
     "test_logprob_sizes.py",
     "test_gigpo_kernel.py",
     "test_selective_logprob.py",

@@ -1,11 +1,13 @@
 """What only the Triton kernels have, in the interpreter: run by `test_triton_interpreter.py`."""
 
+import contextvars
 import math
-import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import triton
 from projections import gradients, naive, relative_error
 from torch import Tensor
 
@@ -60,15 +62,89 @@ def test_descriptors_need_aligned_rows_that_do_not_overlap() -> None:
     assert not module.describable(x.t())
 
 
-def test_the_allocator_of_descriptors_holds_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("capability", "version", "launch"),
+    [
+        ((8, 0), "3.9.0", "POINTER_HALF"), ((9, 0), "3.6.0", "TMA_SM90"), ((10, 0), "3.9.0", "TMA_SM100"),
+        ((10, 3), "3.10.0+git", "TMA_SM100"), ((10, 0), "3.6.0", "POINTER_HALF"), ((12, 0), "3.9.0", "POINTER_HALF"),
+    ],
+)  # fmt: skip
+def test_each_gpu_gets_a_kernel_that_compiles_for_it(
+    capability: tuple[int, int], version: str, launch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Triton 3.6, the first call on an sm_100 was a failed compilation."""
+    monkeypatch.setattr(module, "interpreting", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(triton, "__version__", version)
+    x, w, _ = make(4, 16, 100, torch.float16)
+    assert module.choose_launch(x, w) is getattr(module, launch)
+    assert module.choose_launch(x[:, ::2], w[:, ::2]) is module.POINTER_HALF
+    assert module.choose_launch(x.float(), w) is module.POINTER_FLOAT
+
+
+def test_the_allocator_of_descriptors_is_gone_after_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stayed, and the caller's other kernels got their memory from it, on the device of our last call."""
     launch = module.Launch(block_t=32, block_v=64, block_h=16, warps=4, stages=2, descriptors=True)
     monkeypatch.setattr(module, "choose_launch", lambda *_: launch)
+    sizes: list[tuple[int, torch.device]] = []
+
+    def theirs(size: int, alignment: int, stream: int | None) -> Tensor:
+        raise AssertionError("the caller's allocator served our kernel")
+
+    def ask() -> None:
+        """What a launch on a GPU does; the interpreter needs no memory for descriptors."""
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", lambda size, dtype, device: sizes.append((size, torch.device(device))))
+            current_allocator()(128, 64, None)
+
+    monkeypatch.setattr(module, "_with_scratch", lambda run, real=module._with_scratch: real(lambda: (ask(), run())))
+    context = contextvars.copy_context()
+    context.run(triton.set_allocator, theirs)
     x, w, y = make(4, 16, 100)
-    alive = weakref.ref(x.untyped_storage())
-    linear_logprob(x, w, y)
-    assert alive() is not None
-    del x
-    assert alive() is None
+    got = context.run(linear_logprob, x, w, y)
+    assert (got - naive(x, w, y)[0]).abs().max() <= 1e-5
+    assert sizes == [(128, torch.device("cuda"))]
+    assert context.run(current_allocator) is theirs
+
+
+def current_allocator() -> Any:
+    from triton.runtime import _allocation  # triton has a setter only
+
+    return _allocation._allocator.get()
+
+
+def far_apart(matrix: Tensor, row_stride: int, step: int, folder: Path) -> Tensor:
+    """The same matrix with its elements so far apart; a sparse file takes room for what is written only."""
+    extent = (len(matrix) - 1) * row_stride + (matrix.shape[1] - 1) * step + 1
+    path = folder / f"{row_stride}-{step}"
+    file = torch.from_file(str(path), shared=True, size=extent, dtype=matrix.dtype)
+    path.unlink()
+    return file.as_strided(matrix.shape, (row_stride, step)).copy_(matrix)
+
+
+FAR = 2**29 + 8
+"""Fits in 32 bits; four of them do not."""
+
+
+@pytest.mark.parametrize(("row_stride", "step"), [(FAR, 1), (1, 2**25 + 8)])  # 6 rows, 70 columns
+@pytest.mark.parametrize("far", ["hidden", "weight"])
+def test_offsets_that_32_bits_do_not_hold(far: str, row_stride: int, step: int, tmp_path: Path) -> None:
+    x, w, y = make(6, 70, 9)
+    near = linear_logprob(x, w, y, return_entropy=True)
+    spread = {"hidden": x, "weight": w}
+    spread[far] = far_apart(spread[far], row_stride, step, tmp_path)
+    got = linear_logprob(**spread, targets=y, return_entropy=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, near, strict=True))
+
+
+def test_rows_of_logits_whose_offsets_32_bits_do_not_hold(tmp_path: Path) -> None:
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(6) * 50
+    leaves = [logits.requires_grad_(), far_apart(logits.detach(), FAR, 1, tmp_path).requires_grad_()]
+    near, far = ([*v, *gradients(v[0].sum() - v[1].sum(), leaf)] for v, leaf in (
+        (selective_logprob(leaf, y, return_entropy=True), leaf) for leaf in leaves
+    ))  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
 
 
 def test_slabs_and_partial_results_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
