@@ -291,6 +291,10 @@ def test_no_action_breaks_it(actions: list[str | int], parity: bool, number: int
         ({"kind": "search", "query": "x", "number": 1}, "state.query: 'x'; on a page 'search' it must be None"),
         ({"options": ["red"]}, "is no WebShop state"),
         ({"kind": "results", "query": "x", "number": 0}, "state.number: 0"),
+        ({"options": {"color": "red"}}, r"state.options: {'color': 'red'}; on a page 'search' none can be chosen"),
+        ({"kind": "results", "query": "x", "number": 1, "options": {"a": "b"}}, "on a page 'results' none can be"),
+        ({"visited": ["A1"]}, r"state.visited: \('A1',\); it must be ASINs, and none on the search page"),
+        ({"kind": "results", "query": "x", "number": 1, "visited": [1]}, r"state.visited: \(1,\); it must be ASINs"),
     ],
 )
 def test_states_that_are_none(data: dict[str, Any], message: str) -> None:

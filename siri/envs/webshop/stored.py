@@ -88,9 +88,10 @@ def write_index(
     Raises UserError as `load_catalogue` does, and where the folder cannot be written.
     """
     stamps = _stamps(sources)  # before reading: a file that changes meanwhile makes the index invalid
-    draft = index.with_name(f"{index.name}.{os.getpid()}.tmp")
+    index = index.resolve()  # `.` has no name of its own, which the draft beside it is called by
     try:
         _check_replaceable(index)  # before minutes of reading
+        draft = index.with_name(f"{index.name}.{os.getpid()}.tmp")
         try:
             draft.mkdir(parents=True)
             _write(sources, draft, stamps, limit, watch)
