@@ -251,6 +251,18 @@ def test_a_restored_session_goes_on_alike(catalogue: str, parity: bool) -> None:
         assert again.score == env.score
 
 
+def test_random_products_are_those_of_the_state() -> None:
+    """The official `<r>` draws 50 products for each page of results."""
+    env = opened(parity=True)
+    pages = [env.step(action) for action in ("search[<r>]", "click[next >]", "click[< prev]")]
+    assert all("(Total results: 50)" in page.text for page in pages)
+    assert pages[0].text == pages[2].text != pages[1].text
+    item = env.step(f"click[{env.clickables[-1]}]")
+    again = WebShopEnv(SHOP, GOAL, parity=True)
+    assert again.restore(env.state).anchor == item.anchor
+    assert again.step("click[< prev]") == env.step("click[< prev]")
+
+
 ODD = st.one_of(
     st.text(max_size=40),
     st.text(max_size=40).map(lambda text: f"search[{text}]"),
