@@ -202,6 +202,9 @@ def test_bad_arguments_are_named(invented: Catalogue) -> None:
         (lambda: split_goals(invented, num_valid=-1), "num_valid: -1"),
         (lambda: split_goals(invented, num_valid=9999), "leave none of"),
         (lambda: split_goals(invented, by="asin"), "split_by: 'asin'"),  # type: ignore[arg-type]
+        (lambda: split_goals(procedural_catalogue(2), by="product"), "split_by: 'product' leaves none of"),
+        (lambda: split_goals(procedural_catalogue(9), by="official"), "split_by: 'official' leaves none of"),
+        (lambda: source.make("shop/" + "9" * 5000), "no such goal"),
         (lambda: procedural_catalogue(0), "num_products: 0"),
         (lambda: ProceduralShop(num_products=2), "num_products: 2"),
         (lambda: WebShopEnv(invented, invented.goals[0], reward="all"), "reward: 'all'"),  # type: ignore[arg-type]
