@@ -113,12 +113,28 @@ def test_parity_wants_attributes_and_nouns_of_every_product() -> None:
     ("notes", "message"),
     [
         ({}, "attributes: none of the 1 products has an instruction"),
-        ({"A1": {"instruction": "Buy"}}, "attributes: 'A1' has an instruction but no `instruction_attributes`"),
+        ({"A1": {"instruction": "Buy"}}, "1 malformed, .* instruction_attributes: 'A1' has an instruction and none"),
+        ({"A1": {"instruction": None}}, "attributes: none of the 1 products has an instruction"),
     ],
 )
 def test_nothing_to_shop_for(notes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(SHIRT, notes=notes)
+    with pytest.raises(UserError, match="human_goals: none of the 1 products has an instruction"):
+        load(SHIRT, notes=notes, human_goals={"A2": []})
+
+
+def test_an_instruction_that_cannot_be_scored_costs_its_product_only() -> None:
+    """Of 1.18 M one should not matter. Human goals do not look at it."""
+    bare, notes = {**SHIRT, "asin": "A2"}, {**NOTES, "A2": {"instruction": "Buy", "instruction_attributes": []}}
+    loaded = load(bare, SHIRT, notes=notes)
+    assert [product.asin for product in loaded.products] == ["A1"]
+    assert {goal.asin for goal in loaded.goals} == {"A1"}
+    assert loaded.skipped.malformed == 1
+    with pytest.raises(UserError, match=r"products\[0\]: instruction_attributes: 'A2'"):
+        load(bare, SHIRT, notes=notes, title_nouns=lambda title: ["shirt"], parity=True)
+    told = {"A2": [{"instruction": "a shirt", "instruction_attributes": ["plain"], "instruction_options": []}]}
+    assert [goal.asin for goal in load(bare, SHIRT, notes=notes, human_goals=told).goals] == ["A2"]
 
 
 def test_human_instructions() -> None:
