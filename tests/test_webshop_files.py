@@ -14,8 +14,10 @@ from siri.engine.errors import UserError
 from siri.envs.webshop import Catalogue, WebShopEnv, load_catalogue
 from siri.envs.webshop.catalogue import guess_nouns
 from siri.envs.webshop.files import read_records
+from siri.envs.webshop.folder import find_files
 from siri.envs.webshop.goals import NO_LIMIT, draw_price_limit
 from siri.envs.webshop.splits import winnable_goals
+from siri.envs.webshop.stored import write_index
 
 SHIRT: dict[str, Any] = {
     "asin": "A1",
@@ -189,6 +191,18 @@ def test_lists_that_are_none(text: str, tmp_path: Path) -> None:
             list(read_records(path, "products", chunk))
 
 
+def test_a_broken_list_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text("[1, {broken " + "x" * 10_000 + ", 2]", encoding="utf-8")
+    positions: list[int] = []
+    records = read_records(path, "products", 100, positions.append, longest=500)
+    assert next(records) == 1
+    with pytest.raises(UserError, match=r"products: '.*list\.json' is not the JSON it must be"):
+        next(records)
+    # Text is decoded in blocks of 8192 bytes, so the file is read further than the chunks are.
+    assert len(positions) < 8
+
+
 def test_memory_of_a_thousand_products() -> None:
     """Under 60 MB with goals, search and full caches, reckoned from 394 real products."""
     names = ("products", "attributes", "title_nouns")
@@ -214,6 +228,21 @@ def test_nouns_without_a_table() -> None:
     for action in ("search[shirt]", "click[a1]", "click[red]"):
         env.step(action)
     assert env.step("click[buy now]").success
+
+
+@pytest.mark.parametrize("nouns", ["shirt", ["shirt", 3], None])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_nouns_of_another_form(nouns: Any, wrapped: bool, tmp_path: Path) -> None:
+    """A text would be taken letter by letter, and score purchases by shared letters."""
+    table: dict[str, Any] = {"Plain Shirt": nouns}
+    given = {"nouns": table} if wrapped else table
+    with pytest.raises(UserError, match=r"title_nouns: 'Plain Shirt' has .*; it must have a list of texts"):
+        load(SHIRT, title_nouns=given)
+    for name, content in (("products", [SHIRT]), ("attributes", NOTES), ("title_nouns", given)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"title_nouns: 'Plain Shirt' has"):
+        write_index(find_files(tmp_path), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 def test_price_limits() -> None:

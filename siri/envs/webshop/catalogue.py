@@ -108,12 +108,13 @@ def load_catalogue(
     found = tuple(reader)
     check_found(len(found), reader.skipped)
     nouns = nouns_of(title_nouns)
+    check_nouns(nouns)
     if parity and title_nouns is None:
         raise UserError(
             "title_nouns: None; parity needs the nouns of every product name, as the official tagger has them"
         )
     if parity and isinstance(nouns, _NounTable):
-        nouns.check(found)
+        nouns.check_names(found)
     goals = (synthetic_goals(found, rng) if told is None else human_written_goals(found, told, rng)).shuffled(
         shuffle_seed
     )
@@ -147,6 +148,12 @@ def check_goals(goals: int, products: int, *, human: bool = False) -> None:
         )
 
 
+def check_nouns(nouns: Nouns) -> None:
+    """Raises UserError if they come from a table that has something else than a list of texts for a name."""
+    if isinstance(nouns, _NounTable):
+        nouns.check()
+
+
 class _NounTable:
     def __init__(self, table: Mapping[str, Sequence[str]]) -> None:
         self._table = table
@@ -155,7 +162,15 @@ class _NounTable:
         nouns = self._table.get(title)
         return guess_nouns(title) if nouns is None else nouns
 
-    def check(self, products: Iterable[Product]) -> None:
+    def check(self) -> None:
+        for title, nouns in self._table.items():
+            if not isinstance(nouns, list | tuple) or not all(isinstance(noun, str) for noun in nouns):
+                raise UserError(
+                    f"title_nouns: {title!r} has {nouns!r}; it must have a list of texts, as in"
+                    ' {"nouns": {"Oak desk": ["oak", "desk"]}}'
+                )
+
+    def check_names(self, products: Iterable[Product]) -> None:
         missing = [product.title for product in products if product.title not in self._table]
         if missing:
             raise UserError(

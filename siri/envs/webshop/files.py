@@ -10,6 +10,8 @@ from siri.engine.errors import UserError
 
 # The official file of 1.18 M products has 5 GB: read whole, text and records would take several times that.
 _CHUNK = 1 << 22
+# No record is as long: where one cannot be read, looking further would read the rest of the file into memory.
+_LONGEST_RECORD = 1 << 26
 _BLANKS = re.compile(r"\s*")
 
 
@@ -29,9 +31,15 @@ def read_object(path: str | Path, field: str) -> dict[str, Any]:
 
 
 def read_records(
-    path: str | Path, field: str, chunk: int = _CHUNK, watch: Callable[[int], None] | None = None
+    path: str | Path,
+    field: str,
+    chunk: int = _CHUNK,
+    watch: Callable[[int], None] | None = None,
+    *,
+    longest: int = _LONGEST_RECORD,
 ) -> Iterator[Any]:
-    """The elements of the JSON list in a file, one by one; `chunk` characters are read at a time.
+    """The elements of the JSON list in a file, one by one, each of at most about `longest` characters; `chunk`
+    characters are read at a time.
 
     `watch` is called with the number of bytes read so far, after each chunk.
     Raises UserError, naming `field`, where there is no list or it breaks off.
@@ -39,7 +47,7 @@ def read_records(
     path = Path(path).expanduser()
     try:
         with path.open(encoding="utf-8") as file:
-            yield from _elements(file, chunk, watch or (lambda position: None))
+            yield from _elements(file, chunk, watch or (lambda position: None), longest)
     except OSError as error:
         raise _unreadable(path, field, error) from error
     except ValueError as error:
@@ -72,7 +80,7 @@ class _Window:
         return self.text[at]
 
 
-def _elements(file: TextIO, chunk: int, watch: Callable[[int], None]) -> Iterator[Any]:
+def _elements(file: TextIO, chunk: int, watch: Callable[[int], None], longest: int) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
     window = _Window(file, chunk, watch)
     window.read()
@@ -88,7 +96,7 @@ def _elements(file: TextIO, chunk: int, watch: Callable[[int], None]) -> Iterato
             if end == len(window.text):  # a number may go on, and what separates elements has not been read
                 raise ValueError("the list breaks off")
         except ValueError:
-            if not window.read():
+            if len(window.text) - window.at > longest or not window.read():
                 raise
             continue
         yield element

@@ -25,7 +25,7 @@ from typing import Any, overload
 import numpy as np
 
 from siri.engine.errors import UserError
-from siri.envs.webshop.catalogue import Catalogue, check_found, check_goals, nouns_of
+from siri.envs.webshop.catalogue import Catalogue, check_found, check_goals, check_nouns, nouns_of
 from siri.envs.webshop.files import read_object, read_records
 from siri.envs.webshop.goals import SHUFFLE_SEED, Goals, synthetic_goals
 from siri.envs.webshop.product import Product
@@ -183,6 +183,7 @@ def _write(sources: Mapping[str, Path], draft: Path, stamps: dict[str, Any], lim
     for name, array in (arrays | {"weights": goals.weights}).items():
         np.save(draft / f"{name}.npy", array)
     nouns = read_object(sources["title_nouns"], "title_nouns") if "title_nouns" in sources else None
+    check_nouns(nouns_of(nouns))
     words = {"terms": list(search.terms), "asins": asins, "nouns": nouns}
     (draft / _WORDS).write_text(json.dumps(words))
     folder = str(sources["products"].resolve().parent)
