@@ -108,6 +108,15 @@ def test_a_purchase_without_options_is_paid_by_its_mode() -> None:
     assert paid == {"success": 0.0, "score": env.score.reward}
 
 
+def test_a_restored_purchase_is_not_paid_again() -> None:
+    env = opened(reward="score")
+    bought = perfect_purchase(env)
+    back = WebShopEnv(SHOP, GOAL, reward="score").restore(env.state)
+    assert (bought.reward, back.reward, back.score, back.done, back.success) == (1.0, 0.0, 1.0, True, True)
+    env.reset()
+    assert env.score is None
+
+
 def test_after_the_end() -> None:
     env = opened()
     perfect_purchase(env)

@@ -182,6 +182,12 @@ def test_records_are_read_one_by_one(elements: list[Any], chunk: int, tmp_path: 
         assert list(read_records(path, "products", chunk)) == elements
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    for name, content in (("products", [SHIRT]), ("attributes", NOTES)):
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8-sig")
+    assert load_catalogue(tmp_path / "products", tmp_path / "attributes").products == load(SHIRT).products
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[", "[1", "[1,", "[1 2]", "[1,,2]", '["a]', "[{]", "[1;"])
 def test_lists_that_are_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "list.json"
@@ -253,6 +259,29 @@ def test_price_limits() -> None:
         [0.0, 1.0, 2.0, 3.0], abs=0.15
     )
     assert [draw_price_limit(price, rng) for price in (979.99, 980.0, 5000.0)] == [990.0, NO_LIMIT, NO_LIMIT]
+
+
+def test_goals_lost_to_the_price_or_to_the_title() -> None:
+    """Above the million that stands for no limit; and one of eleven nouns shared, which is less than a tenth."""
+
+    def winnable(record: dict[str, Any], **settings: Any) -> list[int]:
+        catalogue = load(record, **settings)
+        return winnable_goals(catalogue, range(len(catalogue.goals)))
+
+    assert winnable(SHIRT) == [0, 1]
+    assert winnable({**SHIRT, "pricing": "$1000000"}) == [0, 1]
+    assert winnable({**SHIRT, "pricing": "$1000001"}) == []
+    assert winnable(SHIRT, title_nouns={"Plain Shirt": ["shirt"] * 10}) == [0, 1]
+    assert winnable(SHIRT, title_nouns={"Plain Shirt": ["shirt"] * 11}) == []
+
+
+def test_a_click_may_spell_the_blanks_of_an_asin() -> None:
+    catalogue = load({**SHIRT, "asin": " A1"}, notes={" A1": NOTES["A1"]})
+    env = WebShopEnv(catalogue, catalogue.goals[0])
+    env.reset()
+    shirt = next(action for action in env.step("search[shirt]").admissible or () if "a1" in action)
+    assert shirt == "click[ a1]"
+    assert env.step(shirt).action_valid
 
 
 def test_options_that_a_click_cannot_choose() -> None:

@@ -150,6 +150,9 @@ def test_products_of_valid_and_test_are_not_in_train() -> None:
         return {name: {catalogue.goals[i].product for i in goals} for name, goals in splits.items()}
 
     apart, shared = products("product"), products("official")
+    order = sorted({goal.product for goal in catalogue.goals})
+    Random(233).shuffle(order)  # the seed of the official goal order
+    assert (apart["test"], apart["valid"]) == (set(order[:22]), set(order[22:44]))
     assert not apart["train"] & (apart["valid"] | apart["test"])
     assert not apart["valid"] & apart["test"]
     assert [len(apart[name]) for name in ("train", "valid", "test")] == [172, 22, 22]
@@ -191,6 +194,24 @@ def test_split_hash_tells_contents_apart() -> None:
     ]
     assert ProceduralShop(num_products=40).split_hash("valid") == recorded
     assert len({recorded, *others}) == 5
+
+
+def test_split_hash_sees_goals_and_products_behind_equal_ids() -> None:
+    records, notes = list(procedural_records(40)), ProceduralAttributes(40)
+    for record in records:
+        record["pricing"] = "$20.00"  # without ranges no hidden price is drawn
+
+    def digest(seed: int = 0) -> str:
+        return ShopTasks(load_catalogue(records, notes, seed=seed), split_by="product").split_hash("valid")
+
+    recorded = digest()
+    assert digest() == recorded
+    assert digest(seed=1) != recorded  # other price limits
+    source = ShopTasks(load_catalogue(records, notes), split_by="product")
+    held_out = {source.goal(task).asin for task in source.tasks("valid")}
+    other = next(record for record in records if record["asin"] not in held_out)
+    other["full_description"] += " New."
+    assert digest() != recorded
 
 
 def test_bad_arguments_are_named(invented: Catalogue) -> None:

@@ -12,6 +12,8 @@ from siri.engine.errors import UserError
 _CHUNK = 1 << 22
 # No record is as long: where one cannot be read, looking further would read the rest of the file into memory.
 _LONGEST_RECORD = 1 << 26
+# With or without a byte order mark.
+_ENCODING = "utf-8-sig"
 _BLANKS = re.compile(r"\s*")
 
 
@@ -19,7 +21,7 @@ def read_object(path: str | Path, field: str) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError, naming `field`, where there is none."""
     path = Path(path).expanduser()
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=_ENCODING) as file:
             data = json.load(file)
     except OSError as error:
         raise _unreadable(path, field, error) from error
@@ -46,7 +48,7 @@ def read_records(
     """
     path = Path(path).expanduser()
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=_ENCODING) as file:
             yield from _elements(file, chunk, watch or (lambda position: None), longest)
     except OSError as error:
         raise _unreadable(path, field, error) from error
@@ -84,7 +86,6 @@ def _elements(file: TextIO, chunk: int, watch: Callable[[int], None], longest: i
     decode = json.JSONDecoder().raw_decode
     window = _Window(file, chunk, watch)
     window.read()
-    window.text = window.text.removeprefix("\ufeff")
     if window.next() != "[":
         raise ValueError(f"it begins with {window.text[window.at :][:20]!r} where a list begins with '['")
     window.at += 1
