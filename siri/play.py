@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import get_args
 
 from rich.console import Console
@@ -63,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     """Play until the game is over or left. Returns 0 either way."""
     if sys.stdin is None:
         raise UserError("standard input is closed, so no action can be typed; play in a terminal, or pipe actions in")
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Official products hold symbols that a terminal may lack, and halves of surrogate pairs that none can show.
+        sys.stdout.reconfigure(errors="replace")
     challenge = find_goal(args) if args.env == "webshop" else find_game(args)
     # Lines are wrapped at words for a reader, and left whole for a program.
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())

@@ -1,18 +1,22 @@
 """`siri play`, driven through a pipe as a script would, and through its function."""
 
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import shared_path
 from rich.console import Console
+from shop_folder import write_files
 from webshop_oracles import shop
 
 from siri import cli
 from siri.config import EnvironmentConfig
 from siri.envs.household.generator import generate_game
 from siri.envs.webshop import procedural_catalogue
+from siri.envs.webshop.folder import load_folder
 from siri.envs.webshop.source import ProceduralShop
 from siri.envs.webshop.splits import winnable_goals
 from siri.families import make_shop
@@ -131,6 +135,23 @@ def test_a_walkthrough_that_does_not_win_is_none() -> None:
     assert len(winnable) < len(some)
     lost = next(index for index in some if index not in winnable)
     assert "no solution is known" in shown("walkthrough", challenge=shopping(catalogue, catalogue.goals[lost]))
+
+
+def test_texts_that_no_terminal_can_show(tmp_path: Path) -> None:
+    """Of a folder whose third product has half a surrogate pair and a star in its description."""
+    folder = write_files(tmp_path)
+    catalogue = load_folder(folder)
+    product = next(product for product in catalogue.products if "\ud83d" in product.description)
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys; from siri.cli import main; sys.exit(main())",
+         "play", "--env", "webshop", "--official", str(folder)],
+        input=f"search[{product.title}]\nclick[{product.asin}]\nclick[description]\n",
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "\nlone surrogate ?, ? line," in result.stdout
 
 
 @pytest.mark.parametrize(
