@@ -104,7 +104,7 @@ def _pick(source: TaskSource, args: argparse.Namespace) -> str:
     tasks = source.tasks(args.split)
     if not 0 <= args.index < len(tasks):
         raise UserError(
-            f"--index {args.index}: split {args.split!r} has {len(tasks)} tasks; choose 0 to {len(tasks) - 1}"
+            f"--index {args.index}: split {args.split!r} has {len(tasks)} games; choose 0 to {len(tasks) - 1}"
         )
     return tasks[args.index]
 
