@@ -41,8 +41,12 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def strict_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON that every parser reads: numpy scalars become numbers, and numbers that are not finite become null."""
-    return json.dumps(_strict(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    """JSON that every parser reads: numpy scalars become numbers, and numbers that are not finite become null.
+
+    Halves of surrogate pairs, which UTF-8 cannot hold, are spelled as escapes.
+    """
+    text = json.dumps(_strict(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def sync_directory(path: Path) -> None:

@@ -4,10 +4,12 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import get_args
 
 from rich.console import Console
 
+from siri.config import EnvironmentConfig
 from siri.engine.environment import Environment, TaskSource
 from siri.engine.errors import UserError
 from siri.envs.household.engine import HouseholdEnv
@@ -49,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of generated games or of the shop (default: 0)")
     parser.add_argument(
-        "--split", default="train", help="train or valid; official games: train, valid_seen or valid_unseen"
+        "--split",
+        default="train",
+        help="train or valid; official games: train, valid_seen or valid_unseen; webshop: train, valid or test",
     )
     parser.add_argument("--index", type=int, default=0, help="which game of the split (default: 0, the first)")
     parser.add_argument("--game", metavar="ID", help="one game by its id, instead of a split and an index")
@@ -60,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     """Play until the game is over or left. Returns 0 either way."""
     if sys.stdin is None:
         raise UserError("standard input is closed, so no action can be typed; play in a terminal, or pipe actions in")
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Official products hold symbols that a terminal may lack, and halves of surrogate pairs that none can show.
+        sys.stdout.reconfigure(errors="replace")
     challenge = find_goal(args) if args.env == "webshop" else find_game(args)
     # Lines are wrapped at words for a reader, and left whole for a program.
     console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
@@ -81,11 +88,15 @@ def find_game(args: argparse.Namespace) -> Challenge:
 
 def find_goal(args: argparse.Namespace) -> Challenge:
     """The goal of a shop that the options mean. Raises UserError where there is none."""
+    # The splits of a run with these defaults, so that an index is the same goal in both.
+    run = EnvironmentConfig(name="webshop")
     source: ShopTasks
     if args.official:
-        source = ShopTasks(load_folder(args.official))
+        source = ShopTasks(load_folder(args.official), split_by=run.split_by, num_valid=run.num_valid)
     else:
-        source = ProceduralShop(num_products=NUM_PRODUCTS[args.size], seed=args.seed)
+        source = ProceduralShop(
+            num_products=NUM_PRODUCTS[args.size], seed=args.seed, split_by=run.split_by, num_valid=run.num_valid
+        )
     return shopping(source.catalogue, source.goal(args.game or _pick(source, args)))
 
 
@@ -114,14 +125,25 @@ def shopping(catalogue: Catalogue, goal: Goal) -> Challenge:
 
 
 def _purchase(catalogue: Catalogue, goal: Goal) -> tuple[str, ...]:
-    """Finds the product of the goal by its name and buys it as wanted."""
+    """Finds the product of the goal by its name and buys it as wanted; empty where that does not win."""
     found = catalogue.search(goal.name.lower())
     if goal.product not in found:
         return ()
     options = [option if isinstance(option, str) else option[1] for option in goal.options]
     turns = [NEXT] * (found.index(goal.product) // PAGE_SIZE)
     clicks = [f"click[{thing}]" for thing in (*turns, goal.asin.lower(), *options, BUY)]
-    return f"search[{goal.name}]", *clicks
+    actions = f"search[{goal.name}]", *clicks
+    return actions if _wins(WebShopEnv(catalogue, goal), actions) else ()
+
+
+def _wins(environment: Environment, actions: Iterable[str]) -> bool:
+    """An official goal may be out of reach of its own product, and an option may have the name of a button."""
+    seen = environment.reset()
+    for action in actions:
+        if seen.done:
+            break
+        seen = environment.step(action)
+    return seen.success
 
 
 def play(challenge: Challenge, commands: Iterable[str], console: Console, *, show_admissible: bool = False) -> bool:

@@ -110,6 +110,7 @@ class Renderer:
         return self._literal(text)
 
     def _encode_literal(self, text: str) -> tuple[int, ...]:
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, as JSON may hold, is no text to encode
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def _encode_markup(self, text: str) -> tuple[int, ...]:

@@ -108,8 +108,8 @@ def test_broken_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([], "the following arguments are required: dataset"),
         (["alfworld"], "invalid choice: 'alfworld'"),
         (["webshop"], "the following arguments are required: --dir"),
-        (["webshop", "--dir", "x", "--limit", "0"], "0 is not at least 1"),
-        (["webshop", "--dir", "x", "--limit", "many"], "invalid"),
+        (["webshop", "--dir", "x", "--limit", "0"], "--limit: '0' is not a whole number of at least 1"),
+        (["webshop", "--dir", "x", "--limit", "many"], "--limit: 'many' is not a whole number of at least 1"),
     ],
 )
 def test_wrong_words(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

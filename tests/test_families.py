@@ -114,6 +114,10 @@ def test_official_products_come_from_a_folder(
     assert given.catalogue.products == procedural_catalogue(40).products
     assert given.split_hash("valid") == found.split_hash("valid")
     assert len(found.tasks("valid")) == 9
+    for reward in ("success", "score"):
+        paid, score, _ = half_right(make_shop(shop(games="official", num_valid=9, reward=reward)))
+        assert 0 < (score or 0) < 1
+        assert paid == (score if reward == "score" else 0.0)
 
 
 def test_official_products_that_are_not_there_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

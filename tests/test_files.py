@@ -43,6 +43,15 @@ def test_json_loses_nothing_else(value):
     assert json.loads(strict_json(value)) == value
 
 
+def test_json_of_half_a_surrogate_pair_can_be_written(tmp_path):
+    """Texts of official products hold some, and so do the sample episodes of a run that met them."""
+    value = {"seen \ud83d": ["\\\ude00 é ★", "\U0001f600"]}
+    write_json_atomic(tmp_path / "samples.json", value)
+    text = (tmp_path / "samples.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "é ★" in text
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     write_json_atomic(path, {"a": 1})

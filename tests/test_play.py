@@ -1,16 +1,25 @@
 """`siri play`, driven through a pipe as a script would, and through its function."""
 
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from conftest import shared_path
 from rich.console import Console
+from shop_folder import write_files
+from webshop_oracles import shop
 
 from siri import cli
+from siri.config import EnvironmentConfig
 from siri.envs.household.generator import generate_game
 from siri.envs.webshop import procedural_catalogue
+from siri.envs.webshop.folder import load_folder
 from siri.envs.webshop.source import ProceduralShop
+from siri.envs.webshop.splits import winnable_goals
+from siri.families import make_shop
 from siri.play import Challenge, household, play, shopping
 
 GAME = generate_game("play", size="small")
@@ -92,6 +101,57 @@ def test_a_goal_is_found_by_split_and_index_or_by_id(
         assert source.task(task) in output
         assert "  search[<your query>]\n" in output
         assert output.endswith("Left after 0 steps.\n")
+
+
+def test_an_index_of_a_shop_is_the_goal_that_a_run_has_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(shared_path("data", "webshop"))
+    for words, settings in (
+        (["--size", "small"], {"size": "small"}),
+        (["--size", "full"], {"size": "full"}),
+        (["--official", folder], {"games": "official", "path": folder}),
+    ):
+        source = make_shop(EnvironmentConfig.model_validate({"name": "webshop", **settings}))
+        for split in source.splits():
+            index = len(source.tasks(split)) // 2
+            monkeypatch.setattr("sys.stdin", io.StringIO("quit\n"))
+            assert cli.main(["play", "--env", "webshop", *words, "--split", split, "--index", str(index)]) == 0
+            assert f"goal {source.goal(source.tasks(split)[index]).index}  (" in capsys.readouterr().out
+
+
+def test_a_walkthrough_that_does_not_win_is_none() -> None:
+    """7% of the official goals are out of reach of their own product."""
+    catalogue = shop()
+    some = range(0, len(catalogue.goals), 20)
+    winnable, solved = set(winnable_goals(catalogue, some)), set[int]()
+    for index in some:
+        challenge = shopping(catalogue, catalogue.goals[index])
+        if challenge.walkthrough:
+            assert "\nWon in " in shown(*challenge.walkthrough, challenge=challenge)
+            solved.add(index)
+    assert solved <= winnable
+    assert len(solved) > 0.95 * len(winnable)
+    assert len(winnable) < len(some)
+    lost = next(index for index in some if index not in winnable)
+    assert "no solution is known" in shown("walkthrough", challenge=shopping(catalogue, catalogue.goals[lost]))
+
+
+def test_texts_that_no_terminal_can_show(tmp_path: Path) -> None:
+    """Of a folder whose third product has half a surrogate pair and a star in its description."""
+    folder = write_files(tmp_path)
+    catalogue = load_folder(folder)
+    product = next(product for product in catalogue.products if "\ud83d" in product.description)
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys; from siri.cli import main; sys.exit(main())",
+         "play", "--env", "webshop", "--official", str(folder)],
+        input=f"search[{product.title}]\nclick[{product.asin}]\nclick[description]\n",
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "\nlone surrogate ?, ? line," in result.stdout
 
 
 @pytest.mark.parametrize(

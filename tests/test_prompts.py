@@ -96,6 +96,16 @@ def test_an_action_with_a_special_token_inside_is_not_an_action():
     assert r.dialogue().parse(outside).parsed
 
 
+def test_half_a_surrogate_pair_is_shown_as_a_question_mark():
+    """JSON may hold one, and so do products that were cut in the middle of an emoji."""
+    r = renderer("compact")
+    assert r.literal("a mug \ud83d here") == r.literal("a mug ? here")
+    for style in ("compact", "tagged"):
+        dialogue = renderer(style).dialogue()
+        dialogue.start("buy \ude00", seen("\ud83d", ("click[\ud83d]",)))
+        assert len(dialogue.prompt_ids())
+
+
 @given(text=st.text(max_size=60))
 def test_literal_text_survives_the_tokenizer(text):
     r = renderer("compact")

@@ -7,6 +7,8 @@ import pytest
 from siri.config import RunConfig
 from siri.engine.config import load_config
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
 NAMES = """
 name runs_dir seed device algorithm
 no_warmup no_validation no_internalisation no_gate oracle_skills
@@ -43,6 +45,27 @@ def test_the_settings_are_these():
     assert leaves(RunConfig().model_dump()) == NAMES.split()
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=str)
 def test_shipped_configurations_load(path):
     load_config(RunConfig, str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows_a_step", "turns", "normalize", "scale"),
+    [("alfworld_qwen2.5_7b", 256, 50, "mean_std", 1.0), ("webshop_qwen2.5_7b", 64, 15, "mean", 0.1)],
+)
+def test_large_configurations_have_the_published_numbers(name, rows_a_step, turns, normalize, scale):
+    """Of GiGPO. Rewards of 1 in place of 10 make advantages, where they are only centred, `scale` times theirs."""
+    config = load_config(RunConfig, str(CONFIGS / f"{name}.yaml"))
+    assert (config.iterations, config.environment.max_turns, config.environment.games) == (150, turns, "official")
+    assert (config.rollout.num_tasks, config.rollout.group_size, config.rollout.temperature) == (16, 8, 1.0)
+    gigpo, optim, policy = config.gigpo, config.optim, config.policy
+    assert (gigpo.gamma, gigpo.omega, gigpo.normalize) == (0.95, 1.0, normalize)
+    assert gigpo.penalty == pytest.approx(0.1 / 10)  # in rewards, whatever the normalisation
+    assert (config.loss.kl_coef, config.loss.entropy_coef) == pytest.approx((0.01 * scale, 0.001 * scale))
+    assert (optim.lr, optim.weight_decay, optim.beta1, optim.beta2) == (1e-6, 0.01, 0.9, 0.999)
+    assert (optim.clip_norm, optim.schedule, optim.epochs) == (pytest.approx(1.0 * scale), "constant", 1)
+    mean_turns = {"alfworld_qwen2.5_7b": 32, "webshop_qwen2.5_7b": 8}[name]
+    assert 16 * 8 * mean_turns / optim.updates == rows_a_step
+    assert (policy.prompt_style, policy.history_length) == ("tagged", 2)
+    assert (policy.max_prompt_tokens, policy.max_action_tokens, config.eval.temperature) == (4096, 512, 0.4)

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from siri.envs.webshop.brief import UNCHANGED
 from siri.envs.webshop.procedural_words import KINDS
 from siri.prompts import skill_text
 from siri.screening import Rejection, ScreenRules, parse_skill, screen
-from siri.shop_plays import corpus_text, play, skill_of, solved
+from siri.shop_plays import corpus_text, fits, play, skill_of, solved
 from siri.skills import bm25
 
 SCREEN = ScreenRules(max_chars=240, max_tokens=48, dedup_threshold=0.9, allow_numbers=False, ascii_only=True)
@@ -102,6 +103,15 @@ def test_hints_are_followed_and_help() -> None:
                 chosen[group in told].append(f"click[{value}]" in played.actions)
     assert all(chosen[True])
     assert sum(chosen[False]) / len(chosen[False]) == pytest.approx(0.6, abs=0.06)
+
+
+def test_a_price_range_fits_by_its_lower_end() -> None:
+    catalogue = procedural_catalogue(100)
+    goal = next(goal for goal in catalogue.goals if goal.price_upper < 900)
+    product = catalogue.products[goal.product]
+    for tag, fitting in (("$1.0 to $950.0", True), ("$950.0 to $990.0", False), (f"${goal.price_upper}", True)):
+        assert fits(replace(product, price_tag=tag), goal) is fitting
+    assert not fits(replace(product, title="Another Thing"), goal)
 
 
 def test_random_clicks_are_not_imitated(monkeypatch: pytest.MonkeyPatch) -> None:

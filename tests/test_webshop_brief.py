@@ -3,10 +3,12 @@
 from random import Random
 
 import pytest
+from test_webshop_engine import AWKWARD
 from webshop_oracles import edge_shop, shop
 
-from siri.envs.webshop import Catalogue, WebShopEnv, procedural_catalogue
+from siri.envs.webshop import Catalogue, State, WebShopEnv, procedural_catalogue
 from siri.envs.webshop.brief import brief
+from siri.envs.webshop.pages import SUB_PAGES
 
 BUTTONS = ("back to search", "< prev", "next >", "buy now", "rating: n.a.", "[sep]")
 CATALOGUES = {"invented": lambda: procedural_catalogue(60, seed=2), "official": shop, "awkward": edge_shop}
@@ -60,6 +62,32 @@ def test_the_page_of_a_product_is_its_options_title_and_price(catalogue: Catalog
         assert shown == brief(env.step("click[no such thing]").text)
         with_options += bool(options)
     assert with_options >= 5
+
+
+def test_products_without_a_title_keep_their_line() -> None:
+    """The official parser leaves no trace of an empty title, so a product may have two pieces in place of three."""
+    env = WebShopEnv(AWKWARD, AWKWARD.goals[0])
+    env.reset()
+    found = [AWKWARD.products[p] for p in AWKWARD.search("search")]
+    assert {"", "\n", " "} <= {product.title for product in found}
+    assert len(found) > 10
+    for page in (env.step("search[search]"), env.step("click[next >]")):
+        here, found = found[:10], found[10:]
+        lines = [line for line in brief(page.text).split("\n") if not line.startswith("page ")]
+        assert list(map(flat, lines)) == [flat(f"{it.asin} {it.title} {it.price_tag}") for it in here]
+
+
+def test_the_page_of_a_product_that_spells_buttons() -> None:
+    """Every page of a shop with odd texts has a short form; one that ends with `Buy Now` is still a description."""
+    env = WebShopEnv(AWKWARD, AWKWARD.goals[0], show_attributes=True)
+    for product in AWKWARD.products:
+        for kind in ("item", *SUB_PAGES):
+            state = State.from_dict({"kind": kind, "query": "search", "number": 1, "asin": product.asin})
+            shown = brief(env.restore(state).text)
+            assert kind != "item" or flat(shown).endswith(flat(product.price_tag))
+    assert brief("'Back to Search' [SEP] '< Prev' [SEP] 'Buy Now'") == "buy now"
+    bare = "'Back to Search' [SEP] '< Prev' [SEP] 'Price: $5.0' [SEP] 'Rating: N.A.' [SEP] 'Buy Now'"
+    assert brief(bare) == " $5.0"
 
 
 def test_the_first_and_the_last_page() -> None:

@@ -10,7 +10,7 @@ from webshop_oracles import edge_oracle, edge_shop, official_limit, oracle, shop
 
 from siri.envs.webshop.catalogue import Catalogue
 from siri.envs.webshop.goals import Goal, Goals, human_written_goals
-from siri.envs.webshop.official import OfficialSessions, official_splits
+from siri.envs.webshop.official import OfficialSessions, official_splits, verl_agent_splits
 
 
 def as_official(goal: Goal, *, human: bool = False) -> dict[str, Any]:
@@ -103,3 +103,5 @@ def test_official_ranges() -> None:
         ("train", 1500, 6173),
     ]
     assert [len(r) for r in official_splits(600).values()] == [500, 100, 0]
+    assert verl_agent_splits(6173) == {"valid": range(500), "train": range(500, 6173)}
+    assert [len(r) for r in verl_agent_splits(400).values()] == [400, 0]

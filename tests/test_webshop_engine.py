@@ -108,6 +108,15 @@ def test_a_purchase_without_options_is_paid_by_its_mode() -> None:
     assert paid == {"success": 0.0, "score": env.score.reward}
 
 
+def test_a_restored_purchase_is_not_paid_again() -> None:
+    env = opened(reward="score")
+    bought = perfect_purchase(env)
+    back = WebShopEnv(SHOP, GOAL, reward="score").restore(env.state)
+    assert (bought.reward, back.reward, back.score, back.done, back.success) == (1.0, 0.0, 1.0, True, True)
+    env.reset()
+    assert env.score is None
+
+
 def test_after_the_end() -> None:
     env = opened()
     perfect_purchase(env)
@@ -251,6 +260,18 @@ def test_a_restored_session_goes_on_alike(catalogue: str, parity: bool) -> None:
         assert again.score == env.score
 
 
+def test_random_products_are_those_of_the_state() -> None:
+    """The official `<r>` draws 50 products for each page of results."""
+    env = opened(parity=True)
+    pages = [env.step(action) for action in ("search[<r>]", "click[next >]", "click[< prev]")]
+    assert all("(Total results: 50)" in page.text for page in pages)
+    assert pages[0].text == pages[2].text != pages[1].text
+    item = env.step(f"click[{env.clickables[-1]}]")
+    again = WebShopEnv(SHOP, GOAL, parity=True)
+    assert again.restore(env.state).anchor == item.anchor
+    assert again.step("click[< prev]") == env.step("click[< prev]")
+
+
 ODD = st.one_of(
     st.text(max_size=40),
     st.text(max_size=40).map(lambda text: f"search[{text}]"),
@@ -291,6 +312,10 @@ def test_no_action_breaks_it(actions: list[str | int], parity: bool, number: int
         ({"kind": "search", "query": "x", "number": 1}, "state.query: 'x'; on a page 'search' it must be None"),
         ({"options": ["red"]}, "is no WebShop state"),
         ({"kind": "results", "query": "x", "number": 0}, "state.number: 0"),
+        ({"options": {"color": "red"}}, r"state.options: {'color': 'red'}; on a page 'search' none can be chosen"),
+        ({"kind": "results", "query": "x", "number": 1, "options": {"a": "b"}}, "on a page 'results' none can be"),
+        ({"visited": ["A1"]}, r"state.visited: \('A1',\); it must be ASINs, and none on the search page"),
+        ({"kind": "results", "query": "x", "number": 1, "visited": [1]}, r"state.visited: \(1,\); it must be ASINs"),
     ],
 )
 def test_states_that_are_none(data: dict[str, Any], message: str) -> None:

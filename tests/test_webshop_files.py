@@ -14,8 +14,10 @@ from siri.engine.errors import UserError
 from siri.envs.webshop import Catalogue, WebShopEnv, load_catalogue
 from siri.envs.webshop.catalogue import guess_nouns
 from siri.envs.webshop.files import read_records
+from siri.envs.webshop.folder import find_files
 from siri.envs.webshop.goals import NO_LIMIT, draw_price_limit
 from siri.envs.webshop.splits import winnable_goals
+from siri.envs.webshop.stored import write_index
 
 SHIRT: dict[str, Any] = {
     "asin": "A1",
@@ -113,12 +115,28 @@ def test_parity_wants_attributes_and_nouns_of_every_product() -> None:
     ("notes", "message"),
     [
         ({}, "attributes: none of the 1 products has an instruction"),
-        ({"A1": {"instruction": "Buy"}}, "attributes: 'A1' has an instruction but no `instruction_attributes`"),
+        ({"A1": {"instruction": "Buy"}}, "1 malformed, .* instruction_attributes: 'A1' has an instruction and none"),
+        ({"A1": {"instruction": None}}, "attributes: none of the 1 products has an instruction"),
     ],
 )
 def test_nothing_to_shop_for(notes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(SHIRT, notes=notes)
+    with pytest.raises(UserError, match="human_goals: none of the 1 products has an instruction"):
+        load(SHIRT, notes=notes, human_goals={"A2": []})
+
+
+def test_an_instruction_that_cannot_be_scored_costs_its_product_only() -> None:
+    """Of 1.18 M one should not matter. Human goals do not look at it."""
+    bare, notes = {**SHIRT, "asin": "A2"}, {**NOTES, "A2": {"instruction": "Buy", "instruction_attributes": []}}
+    loaded = load(bare, SHIRT, notes=notes)
+    assert [product.asin for product in loaded.products] == ["A1"]
+    assert {goal.asin for goal in loaded.goals} == {"A1"}
+    assert loaded.skipped.malformed == 1
+    with pytest.raises(UserError, match=r"products\[0\]: instruction_attributes: 'A2'"):
+        load(bare, SHIRT, notes=notes, title_nouns=lambda title: ["shirt"], parity=True)
+    told = {"A2": [{"instruction": "a shirt", "instruction_attributes": ["plain"], "instruction_options": []}]}
+    assert [goal.asin for goal in load(bare, SHIRT, notes=notes, human_goals=told).goals] == ["A2"]
 
 
 def test_human_instructions() -> None:
@@ -164,6 +182,12 @@ def test_records_are_read_one_by_one(elements: list[Any], chunk: int, tmp_path: 
         assert list(read_records(path, "products", chunk)) == elements
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    for name, content in (("products", [SHIRT]), ("attributes", NOTES)):
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8-sig")
+    assert load_catalogue(tmp_path / "products", tmp_path / "attributes").products == load(SHIRT).products
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[", "[1", "[1,", "[1 2]", "[1,,2]", '["a]', "[{]", "[1;"])
 def test_lists_that_are_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "list.json"
@@ -171,6 +195,18 @@ def test_lists_that_are_none(text: str, tmp_path: Path) -> None:
     for chunk in (1, 1000):
         with pytest.raises(UserError, match=r"products: '.*list\.json' is not the JSON it must be"):
             list(read_records(path, "products", chunk))
+
+
+def test_a_broken_list_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text("[1, {broken " + "x" * 10_000 + ", 2]", encoding="utf-8")
+    positions: list[int] = []
+    records = read_records(path, "products", 100, positions.append, longest=500)
+    assert next(records) == 1
+    with pytest.raises(UserError, match=r"products: '.*list\.json' is not the JSON it must be"):
+        next(records)
+    # Text is decoded in blocks of 8192 bytes, so the file is read further than the chunks are.
+    assert len(positions) < 8
 
 
 def test_memory_of_a_thousand_products() -> None:
@@ -200,6 +236,21 @@ def test_nouns_without_a_table() -> None:
     assert env.step("click[buy now]").success
 
 
+@pytest.mark.parametrize("nouns", ["shirt", ["shirt", 3], None])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_nouns_of_another_form(nouns: Any, wrapped: bool, tmp_path: Path) -> None:
+    """A text would be taken letter by letter, and score purchases by shared letters."""
+    table: dict[str, Any] = {"Plain Shirt": nouns}
+    given = {"nouns": table} if wrapped else table
+    with pytest.raises(UserError, match=r"title_nouns: 'Plain Shirt' has .*; it must have a list of texts"):
+        load(SHIRT, title_nouns=given)
+    for name, content in (("products", [SHIRT]), ("attributes", NOTES), ("title_nouns", given)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"title_nouns: 'Plain Shirt' has"):
+        write_index(find_files(tmp_path), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
 def test_price_limits() -> None:
     """Of the next four tens never the lowest: the others with 1, 2 and 3 of 6 pairs."""
     rng = Random(0)
@@ -208,6 +259,29 @@ def test_price_limits() -> None:
         [0.0, 1.0, 2.0, 3.0], abs=0.15
     )
     assert [draw_price_limit(price, rng) for price in (979.99, 980.0, 5000.0)] == [990.0, NO_LIMIT, NO_LIMIT]
+
+
+def test_goals_lost_to_the_price_or_to_the_title() -> None:
+    """Above the million that stands for no limit; and one of eleven nouns shared, which is less than a tenth."""
+
+    def winnable(record: dict[str, Any], **settings: Any) -> list[int]:
+        catalogue = load(record, **settings)
+        return winnable_goals(catalogue, range(len(catalogue.goals)))
+
+    assert winnable(SHIRT) == [0, 1]
+    assert winnable({**SHIRT, "pricing": "$1000000"}) == [0, 1]
+    assert winnable({**SHIRT, "pricing": "$1000001"}) == []
+    assert winnable(SHIRT, title_nouns={"Plain Shirt": ["shirt"] * 10}) == [0, 1]
+    assert winnable(SHIRT, title_nouns={"Plain Shirt": ["shirt"] * 11}) == []
+
+
+def test_a_click_may_spell_the_blanks_of_an_asin() -> None:
+    catalogue = load({**SHIRT, "asin": " A1"}, notes={" A1": NOTES["A1"]})
+    env = WebShopEnv(catalogue, catalogue.goals[0])
+    env.reset()
+    shirt = next(action for action in env.step("search[shirt]").admissible or () if "a1" in action)
+    assert shirt == "click[ a1]"
+    assert env.step(shirt).action_valid
 
 
 def test_options_that_a_click_cannot_choose() -> None:

@@ -150,6 +150,9 @@ def test_products_of_valid_and_test_are_not_in_train() -> None:
         return {name: {catalogue.goals[i].product for i in goals} for name, goals in splits.items()}
 
     apart, shared = products("product"), products("official")
+    order = sorted({goal.product for goal in catalogue.goals})
+    Random(233).shuffle(order)  # the seed of the official goal order
+    assert (apart["test"], apart["valid"]) == (set(order[:22]), set(order[22:44]))
     assert not apart["train"] & (apart["valid"] | apart["test"])
     assert not apart["valid"] & apart["test"]
     assert [len(apart[name]) for name in ("train", "valid", "test")] == [172, 22, 22]
@@ -193,6 +196,24 @@ def test_split_hash_tells_contents_apart() -> None:
     assert len({recorded, *others}) == 5
 
 
+def test_split_hash_sees_goals_and_products_behind_equal_ids() -> None:
+    records, notes = list(procedural_records(40)), ProceduralAttributes(40)
+    for record in records:
+        record["pricing"] = "$20.00"  # without ranges no hidden price is drawn
+
+    def digest(seed: int = 0) -> str:
+        return ShopTasks(load_catalogue(records, notes, seed=seed), split_by="product").split_hash("valid")
+
+    recorded = digest()
+    assert digest() == recorded
+    assert digest(seed=1) != recorded  # other price limits
+    source = ShopTasks(load_catalogue(records, notes), split_by="product")
+    held_out = {source.goal(task).asin for task in source.tasks("valid")}
+    other = next(record for record in records if record["asin"] not in held_out)
+    other["full_description"] += " New."
+    assert digest() != recorded
+
+
 def test_bad_arguments_are_named(invented: Catalogue) -> None:
     source = ShopTasks(invented, num_valid=20, num_test=10)
     for call, message in (
@@ -202,6 +223,9 @@ def test_bad_arguments_are_named(invented: Catalogue) -> None:
         (lambda: split_goals(invented, num_valid=-1), "num_valid: -1"),
         (lambda: split_goals(invented, num_valid=9999), "leave none of"),
         (lambda: split_goals(invented, by="asin"), "split_by: 'asin'"),  # type: ignore[arg-type]
+        (lambda: split_goals(procedural_catalogue(2), by="product"), "split_by: 'product' leaves none of"),
+        (lambda: split_goals(procedural_catalogue(9), by="official"), "split_by: 'official' leaves none of"),
+        (lambda: source.make("shop/" + "9" * 5000), "no such goal"),
         (lambda: procedural_catalogue(0), "num_products: 0"),
         (lambda: ProceduralShop(num_products=2), "num_products: 2"),
         (lambda: WebShopEnv(invented, invented.goals[0], reward="all"), "reward: 'all'"),  # type: ignore[arg-type]

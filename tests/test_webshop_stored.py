@@ -137,11 +137,15 @@ def test_an_index_elsewhere_knows_its_files(tmp_path: Path) -> None:
     assert len(load_folder(index).products) == 30  # on a machine without the files it is all there is
 
 
-def test_nothing_but_an_index_is_replaced(tmp_path: Path) -> None:
+def test_nothing_but_an_index_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_files(tmp_path / "data")
     files = indexed_files(find_files(folder))
     with pytest.raises(UserError, match=r"holds other files and no index\.json"):
         write_index(files, folder)
+    monkeypatch.chdir(folder)
+    for index in (Path("."), Path("/")):  # neither has a name
+        with pytest.raises(UserError, match=r"holds other files and no index\.json"):
+            write_index(files, index)
     (tmp_path / "file").write_text("")
     for index in (tmp_path / "file" / "index", tmp_path / "file"):
         with pytest.raises(UserError, match=r"index: '.*' cannot be written"):

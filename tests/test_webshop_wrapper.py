@@ -56,6 +56,12 @@ def test_an_episode(number: int) -> None:
         assert (SUCCESS_REWARD if after.success else 0.0) == step["reward"]
 
 
+def test_without_records_the_prompt_is_that_of_a_first_step() -> None:
+    first = prompt("buy", ["'Search'"], [], ["search[x]"], 2)
+    assert prompt("buy", ["'a'", "'Search'"], ["search[y]"], ["search[x]"], 0) == first
+    assert prompt("buy", ["'a'", "'Search'"], ["search[y]"], ["search[x]"], 1) != first
+
+
 def test_what_an_agent_sees_is_the_wrapper_s_form() -> None:
     """Without parity the text is that form at once."""
     catalogue = shop()

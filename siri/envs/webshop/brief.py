@@ -16,6 +16,7 @@ text of the page tells neither, and two thirds of what a policy that often misse
 _BETWEEN = f"'{SEPARATOR}'"
 _RESULTS = re.compile(r"Page (\d+) \(Total results: \d+\)")
 _PRICE = "Price: "
+_TAG = re.compile(r"\$\S+( to \$\S+)?")
 _AFTER_PRICE = frozenset({"Rating: N.A.", "Description", "Features", "Reviews", "Attributes", "Buy Now"})
 
 
@@ -31,7 +32,8 @@ def _lines(pieces: list[str]) -> list[str]:
         # The last two labels with a value beside it; those between are hidden parts of the official page.
         asin, score = pieces[pieces.index("asin") + 1], pieces[pieces.index("Reward") + 2]
         return [f"bought {asin}, score {score}"]
-    if pieces[-1] == "Buy Now":
+    # A description may end with these words too.
+    if pieces[-1] == "Buy Now" and any(piece.startswith(_PRICE) for piece in pieces):
         return _item(pieces[2:])
     if len(pieces) > 2 and (page := _RESULTS.fullmatch(pieces[1])):
         return _results(int(page[1]), pieces)
@@ -42,16 +44,22 @@ def _lines(pieces: list[str]) -> list[str]:
 
 def _results(number: int, pieces: list[str]) -> list[str]:
     head = [f"page {number}"] if number > 1 else []
-    products = pieces[4 if number > 1 else 3 :]
-    rows = zip(products[::3], products[1::3], products[2::3], strict=True)
-    return [*head, *(" ".join(row) for row in rows)] if products else [*head, "no results"]
+    # Up to its price: an empty title leaves no piece, and one that spells the separator leaves several.
+    rows: list[str] = []
+    row: list[str] = []
+    for piece in pieces[4 if number > 1 else 3 :]:
+        row.append(piece)
+        if len(row) > 1 and _TAG.fullmatch(piece):
+            rows.append(" ".join(row))
+            row = []
+    return [*head, *(rows or ["no results"])]
 
 
 def _item(pieces: list[str]) -> list[str]:
     shown = list(pieces)
     while shown[-1] in _AFTER_PRICE:
         shown.pop()
-    *options, title, price = shown
+    *options, title, price = shown if len(shown) > 1 else ["", *shown]  # an empty title leaves no piece
     row = [", ".join(filter(None, options))] if any(options) else []
     return [*row, f"{title} {price.removeprefix(_PRICE)}"]
 

@@ -93,8 +93,8 @@ def load_catalogue(
         num_products: keep this many records from the start, before repeated ones are dropped.
         seed: of hidden prices and price limits; the official `random.seed(seed)` before loading gives the same.
         shuffle_seed: of the goal order.
-        parity: refuse what the official loader stops at. Otherwise a malformed record is skipped and counted in
-            `skipped`, and a product that the attributes file lacks is loaded without a goal.
+        parity: raise at a malformed record, and at a product that the attributes file lacks, as the official loader
+            does. Otherwise the former is skipped and counted in `skipped`, and the latter is loaded without a goal.
 
     Raises UserError for a file that cannot be read, and for data without a single product or goal.
     """
@@ -104,20 +104,21 @@ def load_catalogue(
     if num_products is not None and num_products < 1:
         raise UserError(f"num_products: {num_products}; it must be at least 1, or None for all")
     rng = Random(seed)
-    reader = ProductRecords(records, notes, rng, limit=num_products, strict=parity, need_notes=told is None)
+    reader = ProductRecords(records, notes, rng, limit=num_products, strict=parity, synthetic=told is None)
     found = tuple(reader)
     check_found(len(found), reader.skipped)
     nouns = nouns_of(title_nouns)
+    check_nouns(nouns)
     if parity and title_nouns is None:
         raise UserError(
             "title_nouns: None; parity needs the nouns of every product name, as the official tagger has them"
         )
     if parity and isinstance(nouns, _NounTable):
-        nouns.check(found)
+        nouns.check_names(found)
     goals = (synthetic_goals(found, rng) if told is None else human_written_goals(found, told, rng)).shuffled(
         shuffle_seed
     )
-    check_goals(len(goals), len(found))
+    check_goals(len(goals), len(found), human=told is not None)
     return Catalogue(
         products=found,
         asins=[product.asin for product in found],
@@ -137,13 +138,20 @@ def check_found(products: int, skipped: Skipped) -> None:
         )
 
 
-def check_goals(goals: int, products: int) -> None:
-    """Raises UserError if there is no goal."""
+def check_goals(goals: int, products: int, *, human: bool = False) -> None:
+    """Raises UserError if there is no goal. `human`: they were to come from the file of human instructions."""
     if not goals:
+        field, file = ("human_goals", "file of human instructions") if human else ("attributes", "attributes file")
         raise UserError(
-            f"attributes: none of the {products} products has an instruction, so there is nothing to shop for; give"
-            " the attributes file that belongs to the products"
+            f"{field}: none of the {products} products has an instruction, so there is nothing to shop for; give"
+            f" the {file} that belongs to the products"
         )
+
+
+def check_nouns(nouns: Nouns) -> None:
+    """Raises UserError if they come from a table that has something else than a list of texts for a name."""
+    if isinstance(nouns, _NounTable):
+        nouns.check()
 
 
 class _NounTable:
@@ -154,7 +162,15 @@ class _NounTable:
         nouns = self._table.get(title)
         return guess_nouns(title) if nouns is None else nouns
 
-    def check(self, products: Iterable[Product]) -> None:
+    def check(self) -> None:
+        for title, nouns in self._table.items():
+            if not isinstance(nouns, list | tuple) or not all(isinstance(noun, str) for noun in nouns):
+                raise UserError(
+                    f"title_nouns: {title!r} has {nouns!r}; it must have a list of texts, as in"
+                    ' {"nouns": {"Oak desk": ["oak", "desk"]}}'
+                )
+
+    def check_names(self, products: Iterable[Product]) -> None:
         missing = [product.title for product in products if product.title not in self._table]
         if missing:
             raise UserError(

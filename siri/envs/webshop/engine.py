@@ -82,8 +82,6 @@ class WebShopEnv:
         self._parity = parity
         self._show_attributes = show_attributes
         self._find = search or catalogue.search
-        # For `<r>` with parity; the official environment draws from the process's generator.
-        self._rng = Random(goal.index)
 
     @property
     def task(self) -> str:
@@ -116,7 +114,7 @@ class WebShopEnv:
             for name, value in state.options.items():
                 if value not in groups.get(name, ()):
                     raise UserError(f"state.options: '{state.asin}' has no option {name!r}: {value!r}")
-        self._found = () if state.query is None else self._search(state.query)
+        self._found = self._search(state)
         return self._open(state, valid=None)
 
     def step(self, action: str) -> Observation:
@@ -128,8 +126,7 @@ class WebShopEnv:
         if after is None:
             return self._observe(0.0, valid=False)
         if after.kind == "results":
-            assert after.query is not None, "results have a query"
-            self._found = self._search(after.query)
+            self._found = self._search(after)
         return self._open(after, valid=True)
 
     def _read(self, action: str) -> State | None:
@@ -168,9 +165,16 @@ class WebShopEnv:
             return replace(here, kind=cast(PageKind, thing))
         return replace(here, options={**here.options, self._page.group_of[thing]: thing})
 
-    def _search(self, query: str) -> tuple[int, ...]:
-        special = special_search(query, self.catalogue.products, self._rng) if self._parity else None
-        return tuple(self._find(query) if special is None else special)
+    def _search(self, state: State) -> tuple[int, ...]:
+        if state.query is None:
+            return ()
+        special = None
+        if self._parity:
+            # The official environment draws for `<r>` from the process's generator, anew for each page of results. A
+            # seed of its own for each page keeps a session what its state says.
+            rng = Random(f"{self.goal.index}/{state.number}")
+            special = special_search(state.query, self.catalogue.products, rng)
+        return tuple(self._find(state.query) if special is None else special)
 
     def _on_page(self, number: int) -> list[Product]:
         return [self.catalogue.products[p] for p in self._found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]]

@@ -10,6 +10,10 @@ from siri.engine.errors import UserError
 
 # The official file of 1.18 M products has 5 GB: read whole, text and records would take several times that.
 _CHUNK = 1 << 22
+# No record is as long: where one cannot be read, looking further would read the rest of the file into memory.
+_LONGEST_RECORD = 1 << 26
+# With or without a byte order mark.
+_ENCODING = "utf-8-sig"
 _BLANKS = re.compile(r"\s*")
 
 
@@ -17,7 +21,7 @@ def read_object(path: str | Path, field: str) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError, naming `field`, where there is none."""
     path = Path(path).expanduser()
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=_ENCODING) as file:
             data = json.load(file)
     except OSError as error:
         raise _unreadable(path, field, error) from error
@@ -29,17 +33,23 @@ def read_object(path: str | Path, field: str) -> dict[str, Any]:
 
 
 def read_records(
-    path: str | Path, field: str, chunk: int = _CHUNK, watch: Callable[[int], None] | None = None
+    path: str | Path,
+    field: str,
+    chunk: int = _CHUNK,
+    watch: Callable[[int], None] | None = None,
+    *,
+    longest: int = _LONGEST_RECORD,
 ) -> Iterator[Any]:
-    """The elements of the JSON list in a file, one by one; `chunk` characters are read at a time.
+    """The elements of the JSON list in a file, one by one, each of at most about `longest` characters; `chunk`
+    characters are read at a time.
 
     `watch` is called with the number of bytes read so far, after each chunk.
     Raises UserError, naming `field`, where there is no list or it breaks off.
     """
     path = Path(path).expanduser()
     try:
-        with path.open(encoding="utf-8") as file:
-            yield from _elements(file, chunk, watch or (lambda position: None))
+        with path.open(encoding=_ENCODING) as file:
+            yield from _elements(file, chunk, watch or (lambda position: None), longest)
     except OSError as error:
         raise _unreadable(path, field, error) from error
     except ValueError as error:
@@ -72,11 +82,10 @@ class _Window:
         return self.text[at]
 
 
-def _elements(file: TextIO, chunk: int, watch: Callable[[int], None]) -> Iterator[Any]:
+def _elements(file: TextIO, chunk: int, watch: Callable[[int], None], longest: int) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
     window = _Window(file, chunk, watch)
     window.read()
-    window.text = window.text.removeprefix("\ufeff")
     if window.next() != "[":
         raise ValueError(f"it begins with {window.text[window.at :][:20]!r} where a list begins with '['")
     window.at += 1
@@ -88,7 +97,7 @@ def _elements(file: TextIO, chunk: int, watch: Callable[[int], None]) -> Iterato
             if end == len(window.text):  # a number may go on, and what separates elements has not been read
                 raise ValueError("the list breaks off")
         except ValueError:
-            if not window.read():
+            if len(window.text) - window.at > longest or not window.read():
                 raise
             continue
         yield element

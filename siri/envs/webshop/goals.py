@@ -151,7 +151,7 @@ class Goals(Sequence[Goal]):
 def synthetic_goals(products: Sequence[Product], rng: Random) -> Goals:
     """One goal for each combination of option values of each product with an instruction, in product order.
 
-    Draws one price limit a product. Raises UserError for an instruction without attributes.
+    Draws one price limit a product. An instruction has attributes: `ProductRecords` sees to it.
     """
     wanted: list[int] = []
     limits: list[float] = []
@@ -159,11 +159,6 @@ def synthetic_goals(products: Sequence[Product], rng: Random) -> Goals:
     for p, product in enumerate(products):  # once: those of an index are read at each look
         if product.instruction is None:
             continue
-        if not product.instruction_attributes:
-            raise UserError(
-                f"attributes: '{product.asin}' has an instruction but no `instruction_attributes`, so nothing could"
-                " be scored; add some, or remove the instruction"
-            )
         wanted.append(p)
         limits.append(draw_price_limit(product.price, rng))
         sizes.append(prod(len(values) for _, values in product.options))

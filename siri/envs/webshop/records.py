@@ -27,7 +27,8 @@ class ProductRecords:
     """The products of some records, read in order and once; afterwards `skipped` says what became of the others.
 
     Draws the hidden prices from `rng` on the way. With `strict`, raises MalformedRecord where another reading skips a
-    record; with `need_notes` too, also for a product that `notes`, the attributes file, lacks.
+    record. `synthetic`: goals are made from the instructions in `notes`, the attributes file, so one without attributes
+    is malformed, and so is, with `strict`, a product without an entry.
     """
 
     def __init__(
@@ -38,14 +39,14 @@ class ProductRecords:
         *,
         limit: int | None = None,
         strict: bool = False,
-        need_notes: bool = False,
+        synthetic: bool = True,
     ) -> None:
         self._records = records
         self._notes = notes
         self._rng = rng
         self._limit = limit
         self._strict = strict
-        self._need_notes = need_notes
+        self._synthetic = synthetic
         self._nameless = self._repeated = self._malformed = 0
         self._first_malformed = ""
 
@@ -87,7 +88,12 @@ class ProductRecords:
         elif asin in seen:
             self._repeated += 1
         else:
-            if self._strict and self._need_notes and asin not in self._notes:
+            if self._strict and self._synthetic and asin not in self._notes:
                 raise MalformedRecord(f"attributes: no entry for '{asin}'; parity wants one for every product")
-            return read_product(record, self._notes.get(asin), self._rng, share)
+            product = read_product(record, self._notes.get(asin), self._rng, share)
+            if self._synthetic and product.instruction is not None and not product.instruction_attributes:
+                raise MalformedRecord(
+                    f"instruction_attributes: '{asin}' has an instruction and none of these, so nothing could be scored"
+                )
+            return product
         return None

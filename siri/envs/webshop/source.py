@@ -55,7 +55,8 @@ class ShopTasks:
     def goal(self, task_id: str) -> Goal:
         """The goal of a task. Raises UserError for an id that this catalogue does not have."""
         prefix, _, index = task_id.rpartition("/")
-        if prefix != self._prefix or not index.isdecimal() or int(index) >= len(self.catalogue.goals):
+        known = prefix == self._prefix and index.isdecimal() and len(index) < 12
+        if not known or int(index) >= len(self.catalogue.goals):
             last = _id(self._prefix, len(self.catalogue.goals) - 1)
             raise UserError(f"task id '{task_id}': no such goal; the ids of this shop end with '{last}'")
         return self.catalogue.goals[int(index)]

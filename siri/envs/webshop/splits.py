@@ -66,9 +66,15 @@ def split_goals(
     else:
         raise UserError(f"split_by: '{by}'; it must be one of {', '.join(_WAYS)}")
     if not splits["train"]:
+        total = len(catalogue.goals)
+        if by == "goal":
+            raise UserError(
+                f"num_valid, num_test: {num_valid} and {num_test} leave none of {total} goals for training; ask for"
+                " fewer, or load more products"
+            )
         raise UserError(
-            f"num_valid, num_test: {num_valid} and {num_test} leave none of {len(catalogue.goals)} goals for training;"
-            " ask for fewer, or load more products"
+            f"split_by: '{by}' leaves none of {total} goals for training, however many are asked for; load more"
+            " products, or split by goal"
         )
     return dict(splits)
 

@@ -59,4 +59,8 @@ class State:
                 raise UserError(f"state.{name}: {value!r}; on a page '{state.kind}' it {rule}")
         if state.number is not None and state.number < 1:
             raise UserError(f"state.number: {state.number}; pages of results count from 1")
+        if state.options and not opened:
+            raise UserError(f"state.options: {dict(state.options)!r}; on a page '{state.kind}' none can be chosen")
+        if not all(isinstance(asin, str) for asin in state.visited) or (state.visited and not searched):
+            raise UserError(f"state.visited: {state.visited!r}; it must be ASINs, and none on the search page")
         return state

@@ -25,7 +25,7 @@ from typing import Any, overload
 import numpy as np
 
 from siri.engine.errors import UserError
-from siri.envs.webshop.catalogue import Catalogue, check_found, check_goals, nouns_of
+from siri.envs.webshop.catalogue import Catalogue, check_found, check_goals, check_nouns, nouns_of
 from siri.envs.webshop.files import read_object, read_records
 from siri.envs.webshop.goals import SHUFFLE_SEED, Goals, synthetic_goals
 from siri.envs.webshop.product import Product
@@ -88,9 +88,10 @@ def write_index(
     Raises UserError as `load_catalogue` does, and where the folder cannot be written.
     """
     stamps = _stamps(sources)  # before reading: a file that changes meanwhile makes the index invalid
-    draft = index.with_name(f"{index.name}.{os.getpid()}.tmp")
+    index = index.resolve()  # `.` has no name of its own, which the draft beside it is called by
     try:
         _check_replaceable(index)  # before minutes of reading
+        draft = index.with_name(f"{index.name}.{os.getpid()}.tmp")
         try:
             draft.mkdir(parents=True)
             _write(sources, draft, stamps, limit, watch)
@@ -182,6 +183,7 @@ def _write(sources: Mapping[str, Path], draft: Path, stamps: dict[str, Any], lim
     for name, array in (arrays | {"weights": goals.weights}).items():
         np.save(draft / f"{name}.npy", array)
     nouns = read_object(sources["title_nouns"], "title_nouns") if "title_nouns" in sources else None
+    check_nouns(nouns_of(nouns))
     words = {"terms": list(search.terms), "asins": asins, "nouns": nouns}
     (draft / _WORDS).write_text(json.dumps(words))
     folder = str(sources["products"].resolve().parent)
