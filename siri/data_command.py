@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
 def _check(found: dict[str, Path], target: Path, limit: int | None, progress: Progress) -> list[tuple[str, str]]:
     """Reads and indexes the files; what to print: a name and what is known of it."""
     rows = [(kind, f"{file.name}, {file.stat().st_size / 1e6:,.1f} MB") for kind, file in found.items()]
+    # Before minutes of indexing: where it is not what it must be, nothing is written.
+    told = read_object(found["human_goals"], "human_goals") if "human_goals" in found else None
     bar = progress.add_task("reading and indexing", total=found["products"].stat().st_size)
     start = time.process_time()
     catalogue = write_index(
@@ -96,8 +98,8 @@ def _check(found: dict[str, Path], target: Path, limit: int | None, progress: Pr
     goals = catalogue.goals
     rows += [("kept", f"{len(catalogue.products):,} products"), *_skipped_rows(catalogue)]
     rows.append(("goals", f"{len(goals):,} of {len(set(goals.product.tolist())):,} products, written by rule"))
-    if "human_goals" in found:
-        human = human_written_goals(catalogue.products, read_object(found["human_goals"], "human_goals"), Random(0))
+    if told is not None:
+        human = human_written_goals(catalogue.products, told, Random(0))
         rows.append(("", f"{len(human):,} of {len(set(human.product.tolist())):,} products, written by people"))
     rows += [("cannot be won", _unwinnable(catalogue, progress)), *_split_rows(catalogue)]
     rows.append(("goal list", f"sha256 {_goal_list_hash(goals, progress)}"))

@@ -97,6 +97,10 @@ def test_broken_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main(["data", "webshop", "--dir", str(folder)]) == 2
     assert "products: " in capsys.readouterr().err
     write_files(tmp_path)
+    (folder / "items_human_ins.json").write_text("[]")
+    assert cli.main(["data", "webshop", "--dir", str(folder)]) == 2
+    assert "human_goals: " in capsys.readouterr().err
+    assert not (folder / FOLDER_NAME).exists()
     (folder / "items_human_ins.json").write_text('{"P1": 3}')
     assert cli.main(["data", "webshop", "--dir", str(folder)]) == 2
     assert "human_goals: the entry of 'P1'" in capsys.readouterr().err
