@@ -46,8 +46,8 @@ from .projection import (
 TOKEN_BLOCK = 2048
 VOCAB_BLOCK = 512
 """One block of logits is 4 MiB in float32. With threads that sleep while they wait, as siri's trainer has them, blocks
-of 512 x 1024 took a sixth longer (two Zen 4 cores, T 2048, H 576, V 49152), because threads meet after each; with
-threads that spin, 3% longer. From 512 x 1024 to 2048 x 1024 nothing was faster."""
+of 512 x 1024 took a fifth longer (two Zen 4 cores, T 2048, H 576, V 49152), because threads meet after each; with
+threads that spin, 3% longer. None of six other sizes from 1024 x 512 to 2048 x 1024 was faster."""
 
 
 def linear_logprob_ref(
