@@ -87,7 +87,7 @@ class Shopper:
     def _miss(self, env: WebShopEnv, clicks: Sequence[str]) -> str:
         """A click on a product that is not listed, or on a value that is not offered."""
         if env.state.kind == "results":
-            things = [f"p{index}" for index in range(100)]
+            things = [f"p{index}" for index in range(NUM_PRODUCTS["small"])]
         else:
             things = [value for kind in KINDS for _, values in kind.groups for value in values]
         return self._rng.choice([action for action in map(_click, things) if action not in clicks])
