@@ -231,7 +231,7 @@ class SoftmaxStats(NamedTuple):
 def softmax_stats_(z: Tensor, column: Tensor, inside: Tensor, *, with_moment: bool = True) -> SoftmaxStats:
     """Statistics of z[n, v]; `column` i64[n] is the target's column, where `inside` bool[n].
 
-    Leaves z shifted by its row maxima; without the moment, which only the entropy needs (0 then), spends z.
+    Leaves z shifted by its row maxima; without the moment, which only the entropy needs (0 then), exp of that.
     """
     target = torch.where(inside, z.gather(1, column[:, None]).squeeze(1), 0)
     peak = z.amax(1)

@@ -1,4 +1,4 @@
-"""Logits that wait for the backward pass in the memory of the weight's gradient: how many, and that nothing changes.
+"""Logits that are kept for the backward pass: how many, that raw ones change no bit, and what roots may change.
 
 About the path without Triton; `linear_logprob` has one case of it on a CPU, whatever the number of tokens.
 """
@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import on_ranks
 from torch import Tensor
 
 from siri.kernels import linear_logprob
@@ -25,16 +27,22 @@ pytestmark = pytest.mark.skipif(
 TOKENS_A_BLOCK, COLUMNS_A_BLOCK = 5, 7
 
 
+def count_blocks(patch: pytest.MonkeyPatch) -> list[int]:
+    """Makes blocks small; the list gets an entry for each block of logits that is made."""
+    made: list[int] = []
+    raw_logits = module.raw_logits
+    patch.setattr(module, "TOKEN_BLOCK", TOKENS_A_BLOCK)
+    patch.setattr(module, "VOCAB_BLOCK", COLUMNS_A_BLOCK)
+    patch.setattr(module, "raw_logits", lambda *a: made.append(1) or raw_logits(*a))
+    return made
+
+
 def run(x: Tensor, w: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatch, *, keep: bool) -> tuple[int, list[Tensor]]:
     """(blocks of logits made, [logprob, entropy, gradients of x and w])."""
-    made = []
     with monkeypatch.context() as patch:
-        patch.setattr(module, "TOKEN_BLOCK", TOKENS_A_BLOCK)
-        patch.setattr(module, "VOCAB_BLOCK", COLUMNS_A_BLOCK)
-        raw_logits = module.raw_logits
-        patch.setattr(module, "raw_logits", lambda *a: made.append(1) or raw_logits(*a))
+        made = count_blocks(patch)
         if not keep:
-            patch.setattr(module, "_room_for_logits", lambda *_: None)
+            patch.setattr(module, "_room_for_logits", lambda *_, **__: None)
         leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
         logprob, entropy = linear_logprob(*leaves, y, return_entropy=True, temperature=0.7, softcap=4.0)
         upstream = torch.linspace(1, 2, len(y))  # 0 in no row: such rows make the backward pass start anew
@@ -58,25 +66,78 @@ def test_kept_logits_change_no_bit(tokens: int, width: int, vocabulary: int, see
     starts = range(0, vocabulary, COLUMNS_A_BLOCK)
     token_blocks = math.ceil(rows / TOKENS_A_BLOCK)
     assert made_anew == 2 * token_blocks * len(starts)
-    # Block by block from the front, as long as the floats of the gradient last.
-    fits = [s * max(rows, width) + rows * min(COLUMNS_A_BLOCK, vocabulary - s) <= vocabulary * width for s in starts]
-    assert made == made_anew - token_blocks * sum(fits)
+    assert made == made_anew - token_blocks * blocks_with_room(rows, width, vocabulary, bytes_a_logit=4)
     if rows <= width:
-        assert all(fits)
+        assert made == token_blocks * len(starts)
+
+
+def blocks_with_room(rows: int, width: int, vocabulary: int, *, bytes_a_logit: int) -> int:
+    """Block by block from the front: as long as the bytes of the float32 gradient last, then a tenth of the logits."""
+    spare, count = int(0.1 * 4 * rows * vocabulary), 0
+    for start in range(0, vocabulary, COLUMNS_A_BLOCK):
+        size = bytes_a_logit * rows * min(COLUMNS_A_BLOCK, vocabulary - start)
+        if start * max(bytes_a_logit * rows, 4 * width) + size > 4 * vocabulary * width:
+            if size > spare:
+                break
+            spare -= size
+        count += 1
+    return count
+
+
+def gradients(
+    x: Tensor, w: Tensor, bias: Tensor, y: Tensor, upstream: Tensor, temperature: Tensor, **options: Any
+) -> list[Tensor]:
+    leaves = [t.clone().requires_grad_() for t in (x, w, bias)]
+    logprob = linear_logprob(leaves[0], leaves[1], y, bias=leaves[2], temperature=temperature, **options)
+    return list(torch.autograd.grad(logprob, leaves, upstream))
+
+
+@given(
+    tokens=st.integers(6, 40), width=st.integers(1, 6), vocabulary=st.integers(8, 60), seed=st.integers(0, 99),
+    peaked=st.sampled_from([0.1, 1.0, 6.0, 40.0]), idle=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_gradients_from_roots_are_those_of_float64(
+    tokens: int, width: int, vocabulary: int, seed: int, peaked: float, idle: bool
+) -> None:
+    """Flat and peaked rows, masked entries, temperatures, rows without an upstream gradient (which read by index)."""
+    g = torch.Generator().manual_seed(seed)
+    x, w = torch.randn(tokens, width, generator=g), torch.randn(vocabulary, width, generator=g) * peaked
+    bias = torch.randn(vocabulary, generator=g)
+    bias[1::5] = -math.inf
+    y = torch.randint(0, vocabulary, (tokens,), generator=g) // 5 * 5  # never a masked entry
+    temperature = 0.5 + torch.rand(tokens, generator=g)
+    upstream = torch.randn(tokens, generator=g)
+    if idle:
+        upstream[::3] = 0
+    inputs = (x, w, bias, y, upstream, temperature)
+    with pytest.MonkeyPatch.context() as patch:
+        made = count_blocks(patch)
+        got = gradients(*inputs)
+    expected = gradients(*(t if t is y else t.double() for t in inputs), backend="reference")
+    for a, b in zip(got, expected, strict=True):
+        # At 40, logits reach 300, and float32 itself is off by as much.
+        assert (a - b).norm() <= 1e-5 * max(1, peaked / 10) * b.norm() + 1e-7 * upstream.norm()
+
+    blocks = math.ceil(vocabulary / COLUMNS_A_BLOCK)
+    raw = blocks_with_room(tokens, width, vocabulary, bytes_a_logit=4)
+    room = blocks if raw == blocks else blocks_with_room(tokens, width, vocabulary, bytes_a_logit=2)
+    again = math.ceil(int((upstream != 0).sum()) / TOKENS_A_BLOCK)
+    assert len(made) == math.ceil(tokens / TOKENS_A_BLOCK) * blocks + again * (blocks - room)
 
 
 @pytest.mark.parametrize(
     ("change", "kept"),
-    [({}, True), ({"weight_needs_gradient": False}, False), ({"half": True}, False), ({"no_grad": True}, False)],
+    [({}, True), ({"weight_needs_gradient": False}, False), ({"half": True}, True), ({"no_grad": True}, False)],
 )
 def test_memory_is_taken_only_where_a_gradient_will_use_it(change: dict[str, bool], kept: bool) -> None:
     w = torch.zeros(30, 4, dtype=torch.bfloat16 if change.get("half") else torch.float32)
     w.requires_grad_(change.get("weight_needs_gradient", True))
     with torch.set_grad_enabled(not change.get("no_grad", False)):
-        assert (module._room_for_logits(torch.zeros(3, 4), w, None, 3) is not None) is kept
+        assert (module._room_for_logits(torch.zeros(3, 4), w, None, 3, roots=True) is not None) is kept
 
 
-def test_rows_without_an_upstream_gradient_fall_back_to_making_logits_again() -> None:
+def test_rows_without_an_upstream_gradient_are_left_out() -> None:
     g = torch.Generator().manual_seed(0)
     x, w = torch.randn(9, 12, generator=g).requires_grad_(), torch.randn(20, 12, generator=g).requires_grad_()
     y = torch.arange(9)
@@ -85,3 +146,56 @@ def test_rows_without_an_upstream_gradient_fall_back_to_making_logits_again() ->
     expected = torch.autograd.grad(torch.log_softmax(x @ w.t(), -1)[torch.arange(9), y], [x, w], upstream)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_second_backward_pass_makes_all_logits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = count_blocks(monkeypatch)
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(30, 4, generator=g).requires_grad_(), torch.randn(50, 4, generator=g).requires_grad_()
+    y, upstream = torch.randint(0, 50, (30,), generator=g), torch.randn(30, generator=g)
+    logprob = linear_logprob(x, w, y)
+    counts = [len(made)]
+    first = torch.autograd.grad(logprob, (x, w), upstream, retain_graph=True)
+    kept = [t.clone() for t in first]
+    counts.append(len(made))
+    second = torch.autograd.grad(logprob, (x, w), upstream)
+    assert counts[0] < counts[1] < 2 * counts[0]
+    assert len(made) == counts[0] + counts[1]
+    for a, b, before in zip(first, second, kept, strict=True):
+        assert torch.equal(a, before)
+        assert 0 < (a - b).norm() <= 1e-5 * b.norm()  # 0 if nothing had been kept as roots
+
+
+def test_a_broken_row_of_roots_stays_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    count_blocks(monkeypatch)
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(30, 4, generator=g), torch.randn(50, 4, generator=g).requires_grad_()
+    x[7] = torch.nan
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(linear_logprob(x, w, torch.arange(30)).sum(), x)  # w has one, so logits are kept
+    assert dx.isnan().any(1).nonzero().flatten().tolist() == [7]
+
+
+def _shard_with_roots(world: Any) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(20, 16, generator=g), torch.randn(301, 16, generator=g)
+    y, shard = torch.randint(0, 301, (20,), generator=g), slice(0, 120) if world.rank == 0 else slice(120, 301)
+    leaves = [x.requires_grad_(), w[shard].clone().requires_grad_()]
+    kept = module._room_for_logits(*leaves, None, len(x), roots=True)
+    assert kept.roots
+    logprob = linear_logprob(*leaves, y, tp_group=dist.group.WORLD)
+    dx, dw = torch.autograd.grad(logprob, leaves, torch.linspace(1, 2, 20))
+    return [dx, dw]
+
+
+@pytest.mark.multirank
+def test_roots_of_a_shard_belong_to_the_whole_softmax(tmp_path: Any) -> None:
+    first, second = on_ranks(2, _shard_with_roots, folder=tmp_path)
+    g = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, 16, generator=g).double().requires_grad_() for n in (20, 301))
+    y = torch.randint(0, 301, (20,), generator=g)
+    logprob = linear_logprob(x, w, y, backend="reference")
+    dx, dw = torch.autograd.grad(logprob, (x, w), torch.linspace(1, 2, 20).double())
+    assert torch.equal(first[0], second[0])
+    for got, truth in ((first[0], dx), (torch.cat([first[1], second[1]]), dw)):
+        assert 1e-7 * truth.norm() < (got - truth).norm() <= 1e-5 * truth.norm()  # less would be raw logits
