@@ -41,28 +41,33 @@ class KeptLogits:
         """`dtype` is that of the logits, `width` that of a block; with `roots`, raw logits are kept only if all fit."""
         self.gradient = torch.empty_like(weight, memory_format=torch.contiguous_format)
         """[V, H]; the weight's gradient once the blocks are spent."""
-        self._columns = list(blocks(len(weight), width))
         self._width = width
-        places = self._places_for(dtype, num_rows)
-        self.roots = roots and len(places) < len(self._columns)
-        self._places = self._places_for(torch.int16, num_rows) if self.roots else places
-        self._peaks = torch.empty(len(self._places) if self.roots else 0, num_rows, dtype=dtype)
+        columns = list(blocks(len(weight), width))
+        home, beside = self._room(columns, num_rows, dtype.itemsize)
+        self.roots = roots and len(home) + len(beside) < len(columns)
+        form = torch.int16 if self.roots else dtype
+        if self.roots:
+            home, beside = self._room(columns, num_rows, form.itemsize)
+        gradient_bytes = self.gradient.view(-1).view(torch.uint8)
+        places = [gradient_bytes[span] for span in home]
+        places += torch.empty(sum(beside), dtype=torch.uint8).split(beside)
+        self._places = [
+            p.view(form).view(num_rows, c.stop - c.start) for p, c in zip(places, columns, strict=False)
+        ]  # [T, columns] of each block that is kept
+        self._peaks = torch.empty(len(places) if self.roots else 0, num_rows, dtype=dtype)
         self._live: Tensor | None = None
 
-    def _places_for(self, form: torch.dtype, num_rows: int) -> list[Tensor]:
-        """[T, columns] of dtype `form` for each block that there is room for."""
-        home = self.gradient.view(-1).view(torch.uint8)
-        column_bytes = num_rows * form.itemsize
+    def _room(self, columns: list[slice], num_rows: int, itemsize: int) -> tuple[list[slice], list[int]]:
+        """(bytes of the gradient for the first blocks, sizes in bytes of those after them that find room beside it)."""
+        column_bytes = num_rows * itemsize
         stride = max(column_bytes, self.gradient.shape[1] * self.gradient.itemsize)
-        starts = [-(-cols.start * stride // form.itemsize) * form.itemsize for cols in self._columns]
-        sizes = [(cols.stop - cols.start) * column_bytes for cols in self._columns]
-        places = [home[a : a + size] for a, size in zip(starts, sizes, strict=True) if a + size <= len(home)]
-
-        room = min(SPARE_BYTES, int(SPARE_SHARE * torch.float32.itemsize * num_rows * len(self.gradient)))
-        left = sizes[len(places) :]
-        beside = left[: sum(end <= room for end in accumulate(left))]
-        places += torch.empty(sum(beside), dtype=torch.uint8).split(beside)
-        return [p.view(form).view(num_rows, c.stop - c.start) for p, c in zip(places, self._columns, strict=False)]
+        starts = [-(-cols.start * stride // itemsize) * itemsize for cols in columns]
+        sizes = [(cols.stop - cols.start) * column_bytes for cols in columns]
+        spans = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        home = [span for span in spans if span.stop <= self.gradient.nbytes]
+        left = sizes[len(home) :]
+        spare = min(SPARE_BYTES, int(SPARE_SHARE * torch.float32.itemsize * num_rows * len(self.gradient)))
+        return home, left[: sum(end <= spare for end in accumulate(left))]
 
     def _place(self, cols: slice) -> Tensor | None:
         """[T, columns], the place of a block; None where it is not kept."""
