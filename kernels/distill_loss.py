@@ -28,6 +28,7 @@ from .projection import (
     check_denominator,
     check_projection,
     check_targets,
+    check_temperature,
     compute_dtype,
     kept_rows,
     log_softmax_,
@@ -186,7 +187,8 @@ def masked_distill_loss(
 
     Raises:
         ValueError: shapes that do not fit, a target outside the vocabulary, denominator <= 0, an unknown divergence,
-            or a teacher that is missing, not used, or of another vocabulary size.
+            a teacher that is missing, not used, or of another vocabulary size, or a temperature that is not > 0 in a
+            row that is kept.
     """
     check_projection(hidden, weight, bias, targets=targets, token_weight=token_weight, temperature=temperature)
     check_targets(targets, len(weight), ignore_index)
@@ -217,5 +219,6 @@ def masked_distill_loss(
         )
     row_weight = token_weight.detach()[kept].to(compute_dtype(hidden, weight, bias)) / denominator
     run = masked_distill_loss_ref if backend == "reference" else masked_distill_loss_chunked
+    check_temperature(temperature, kept)
     logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
     return run(hidden[kept], weight, bias, logit_map, targets[kept].long(), row_weight, teacher, divergence)

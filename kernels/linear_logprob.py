@@ -34,6 +34,7 @@ from .projection import (
     check_backend,
     check_projection,
     check_targets,
+    check_temperature,
     compute_dtype,
     exp_,
     full_precision,
@@ -298,7 +299,8 @@ def linear_logprob(
         logprob [T] (, entropy [T]) (, lse [T]) in nats; float32, or float64 if an input is.
 
     Raises:
-        ValueError: shapes that do not fit, or a target outside the vocabulary (it is named).
+        ValueError: shapes that do not fit, a target outside the vocabulary (it is named), or a temperature that is not
+            > 0 in a row that is not ignored.
     """
     check_projection(hidden, weight, bias, targets=targets, temperature=temperature)
     check_backend(backend)
@@ -313,13 +315,13 @@ def linear_logprob(
         return chosen(outputs, return_entropy, return_lse)
     vocab_start, vocabulary = shard_bounds(weight, tp_group)
     check_targets(targets, vocabulary, ignore_index)
-    targets = targets.long()
+    targets, kept = targets.long(), kept_rows(targets, ignore_index, None)
+    check_temperature(temperature, kept)
     if backend == "reference":
         outputs = linear_logprob_ref(
             hidden, weight, targets, bias=bias, temperature=temperature, softcap=softcap, ignore_index=ignore_index
         )
     else:
-        kept = kept_rows(targets, ignore_index, None)
         logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
         outputs = LinearLogprob.apply(
             hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group, return_entropy,

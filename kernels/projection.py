@@ -106,6 +106,19 @@ def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None) ->
         )
 
 
+def check_temperature(temperature: float | Tensor, rows: Tensor | slice) -> None:
+    """Raises ValueError naming the first of these rows whose temperature is not > 0; `LogitMap` sees to a number."""
+    if not isinstance(temperature, Tensor):
+        return
+    bad = ~(temperature > 0) if temperature.ndim == 0 else ~(temperature[rows] > 0)
+    if bad.any():
+        where, value = "", temperature
+        if temperature.ndim:
+            row = int(torch.arange(len(temperature), device=temperature.device)[rows][bad][0])
+            where, value = f"[{row}]", temperature[row]
+        raise ValueError(f"temperature{where} = {value.item()} must be > 0; greedy decoding has no log-probability")
+
+
 def check_denominator(denominator: float | Tensor) -> None:
     """Raises ValueError unless a Python number is > 0 (a tensor is trusted: looking would be a sync on a GPU)."""
     if not isinstance(denominator, Tensor) and not denominator > 0:
