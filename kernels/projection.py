@@ -30,7 +30,8 @@ chain of additions: with SmolLM2's head, log-probs are off by 2.5e-5 where MKL t
 at 1% of the time of the product in one thread (48: 3%), and 3% of the whole with two."""
 
 CACHED_LOGITS = 1 << 20
-"""Logits that those products are added to while they stay in cache: 4 MiB in float32."""
+"""Logits that are worked on at a time, so that they stay in cache, and so that temporaries are small: 4 MiB in float32.
+Those of a whole chunk came as new pages from the system each time, at up to 4 ns an element."""
 
 LOG2_E = math.log2(math.e)
 
@@ -58,6 +59,11 @@ def exp_(x: Tensor) -> Tensor:
 def blocks(total: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover `range(total)`."""
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def column_pieces(z: Tensor) -> Iterator[slice]:
+    """The columns of z[n, V] in pieces of about `CACHED_LOGITS` elements."""
+    return blocks(z.shape[1], max(1, CACHED_LOGITS // max(1, len(z))))
 
 
 def check_projection(
@@ -203,7 +209,7 @@ def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         raw = torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
     else:
         raw = x.new_empty(len(x), len(w)) if b is None else b.repeat(len(x), 1)
-        for cols in blocks(len(w), max(1, CACHED_LOGITS // max(1, len(x)))):
+        for cols in column_pieces(raw):
             for part in blocks(x.shape[1], PRODUCT_WIDTH):
                 begun = part.start > 0 or b is not None
                 raw[:, cols].addmm_(x[:, part], w[cols, part].t(), beta=int(begun))
@@ -213,7 +219,10 @@ def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 def log_softmax_(z: Tensor) -> Tensor:
     """log softmax over the columns of z[n, V], in place."""
     z.sub_(z.amax(1, keepdim=True))
-    return z.sub_(exp(z).sum(1, keepdim=True).log())
+    total = z.new_zeros(len(z), 1)
+    for cols in column_pieces(z):
+        total += exp(z[:, cols]).sum(1, keepdim=True)
+    return z.sub_(total.log_())
 
 
 class SoftmaxStats(NamedTuple):
@@ -251,9 +260,13 @@ def softmax_stats_(z: Tensor, column: Tensor, inside: Tensor, *, with_moment: bo
     if not with_moment:
         total = exp_(z.sub_(peak[:, None])).sum(1)
         return SoftmaxStats(peak=peak, total=total, moment=torch.zeros_like(total), target=target)
-    weight = exp(z.sub_(peak[:, None]))
-    total = weight.sum(1)
-    return SoftmaxStats(peak=peak, total=total, moment=weight.mul_(z).sum(1), target=target)
+    z.sub_(peak[:, None])
+    total, moment = torch.zeros_like(peak), torch.zeros_like(peak)
+    for cols in column_pieces(z):
+        weight = exp(z[:, cols])
+        total += weight.sum(1)
+        moment += weight.mul_(z[:, cols]).sum(1)
+    return SoftmaxStats(peak=peak, total=total, moment=moment, target=target)
 
 
 def merge(a: SoftmaxStats, b: SoftmaxStats) -> SoftmaxStats:
@@ -301,13 +314,14 @@ class SoftmaxGrad(NamedTuple):
 
     def logits_(self, z: Tensor, lse: Tensor, column: Tensor, inside: Tensor) -> Tensor:
         """dLoss/dz [n, v]; z[n, v] is spent. `lse` [n] belongs to z as it stands (shifted or not)."""
-        logprob = z.sub_(lse[:, None])
-        if self.p_logp is None:
-            dz = exp_(logprob).mul_(self.p[:, None])
-        else:
-            p = exp(logprob)
-            dz = logprob.mul_(self.p_logp[:, None]).add_(self.p[:, None]).mul_(p)
-        return dz.scatter_add_(1, column[:, None], torch.where(inside, self.target, 0)[:, None])
+        for cols in column_pieces(z):
+            logprob = z[:, cols].sub_(lse[:, None])
+            if self.p_logp is None:
+                exp_(logprob).mul_(self.p[:, None])
+            else:
+                p = exp(logprob)
+                logprob.mul_(self.p_logp[:, None]).add_(self.p[:, None]).mul_(p)
+        return z.scatter_add_(1, column[:, None], torch.where(inside, self.target, 0)[:, None])
 
 
 class RawGrad(NamedTuple):
