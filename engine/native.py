@@ -7,7 +7,7 @@ built but broken is an error: what is installed gets used.
 import operator
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import cast
 
 import numpy as np
@@ -95,6 +95,8 @@ def _checked_states(
         numbers = isinstance(states, np.ndarray) and states.dtype.kind not in "OSU"
         if numbers or isinstance(states, str | bytes | bytearray | memoryview):
             raise TypeError(f"states is one {type(states).__name__}: give a list of states, or offsets into it")
+        if isinstance(states, Set):
+            raise TypeError(f"states is a {type(states).__name__}, which has no order: give a list of states")
         if not isinstance(states, Iterable):
             raise TypeError(f"states is of type {type(states).__name__}: give a list, or a buffer with offsets")
         return tuple(states), None

@@ -221,6 +221,7 @@ def test_labels_of_any_integer_type_and_size() -> None:
         ({"states": [None]}, TypeError, r"states\[0\] is of type NoneType: "),
         ({"states": "abc"}, TypeError, "states is one str: give a list of states, or offsets"),
         ({"states": b"abc"}, TypeError, "states is one bytes: give"),
+        ({"states": {"a", "b"}}, TypeError, "states is a set, which has no order: give a list"),
         ({"states": np.zeros(3, np.uint8)}, TypeError, "states is one ndarray: give"),
         ({"states": ["a"], "offsets": [0, 1]}, TypeError, "states is a list: with offsets it must be one contiguous"),
         ({"states": np.zeros(3), "offsets": [0, 1]}, TypeError, r"ndarray of d\(3,\): with offsets"),
