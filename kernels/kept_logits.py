@@ -50,11 +50,11 @@ class KeptLogits:
             home, beside = self._room(columns, num_rows, form.itemsize)
         gradient_bytes = self.gradient.view(-1).view(torch.uint8)
         places = [gradient_bytes[span] for span in home]
-        places += torch.empty(sum(beside), dtype=torch.uint8).split(beside)
+        places += torch.empty(sum(beside), dtype=torch.uint8, device=weight.device).split(beside)
         self._places = [
             p.view(form).view(num_rows, c.stop - c.start) for p, c in zip(places, columns, strict=False)
         ]  # [T, columns] of each block that is kept
-        self._peaks = torch.empty(len(places) if self.roots else 0, num_rows, dtype=dtype)
+        self._peaks = torch.empty(len(places) if self.roots else 0, num_rows, dtype=dtype, device=weight.device)
         self._live: Tensor | None = None
 
     def _room(self, columns: list[slice], num_rows: int, itemsize: int) -> tuple[list[slice], list[int]]:

@@ -317,20 +317,20 @@ def linear_logprob(
     check_targets(targets, vocabulary, ignore_index)
     targets, kept = targets.long(), kept_rows(targets, ignore_index, None)
     check_temperature(temperature, kept)
+    logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
     if backend == "reference":
         outputs = linear_logprob_ref(
-            hidden, weight, targets, bias=bias, temperature=temperature, softcap=softcap, ignore_index=ignore_index
+            hidden[kept], weight, targets[kept], bias=bias, temperature=logit_map.temperature, softcap=softcap
         )
     else:
-        logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
         outputs = LinearLogprob.apply(
             hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group, return_entropy,
             _room_for_logits(
                 hidden, weight, bias, len(targets[kept]), roots=softcap is None and not return_entropy
             ),
         )  # fmt: skip
-        if isinstance(kept, Tensor):
-            outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
+    if isinstance(kept, Tensor):
+        outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
     return chosen(outputs, return_entropy, return_lse)
 
 

@@ -186,6 +186,21 @@ def test_a_second_backward_pass_makes_all_logits_again(monkeypatch: pytest.Monke
         assert 0 < (a - b).norm() <= 1e-5 * b.norm()  # 0 if nothing had been kept as roots
 
 
+def test_what_is_kept_lies_on_the_device_of_the_weight() -> None:
+    """A GPU that Triton does not serve comes here too; the default device says nothing."""
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(30, 4, generator=g), torch.randn(2000, 4, generator=g)
+    y = torch.arange(30)
+    inputs = x, w, torch.zeros(2000), y, torch.ones(30), torch.ones(30)
+    expected = gradients(*inputs)
+    torch.set_default_device("meta")
+    try:
+        got = gradients(*inputs)
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def test_a_broken_row_of_roots_stays_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     count_blocks(monkeypatch)
     g = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -35,3 +36,13 @@ def test_a_temperature_that_is_not_positive_is_named(op: str, value: float) -> N
 @pytest.mark.parametrize("op", [name for name in OPS if name != "selective_logprob"])
 def test_ignored_rows_may_have_any_temperature(op: str) -> None:
     OPS[op](torch.tensor([1.0, 0.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_an_ignored_row_of_temperature_0_breaks_no_gradient(backend: Literal["auto", "reference"]) -> None:
+    x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
+    logprob = linear_logprob(x, w, Y, temperature=torch.tensor([1.0, 0.0, 2.0, 3.0]), backend=backend)
+    dx, dw = torch.autograd.grad(logprob.sum(), (x, w))
+    assert dx.isfinite().all()
+    assert dw.isfinite().all()
+    assert (dx[1] == 0).all()
