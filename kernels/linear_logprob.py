@@ -9,8 +9,8 @@
 
 The backward pass needs p, and p needs the whole row: it is recomputed block by block from the saved lse (four GEMMs of
 2THV operations in all). On a CPU, as many blocks of logits as the weight's gradient will have room for, and some more,
-are kept and not made again (kept_logits.py): all of them where T <= H. Signs: this is +logprob, in nats, as TRL and
-verl return it; Liger and CCE return its negative.
+are kept and not made again (kept_logits.py): all of them where T <= H (in bfloat16: H / 2). Signs: this is +logprob,
+in nats, as TRL and verl return it; Liger and CCE return its negative.
 
 Legend: T tokens, H hidden, V vocabulary (this rank's shard of it under tensor parallelism).
 """

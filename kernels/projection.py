@@ -62,8 +62,8 @@ def blocks(total: int, size: int) -> Iterator[slice]:
 
 
 def column_pieces(z: Tensor) -> Iterator[slice]:
-    """The columns of z[n, V] in pieces of about `CACHED_LOGITS` elements."""
-    return blocks(z.shape[1], max(1, CACHED_LOGITS // max(1, len(z))))
+    """The columns of z[n, V] in pieces of about `CACHED_LOGITS` elements; on a GPU all at once."""
+    return blocks(z.shape[1], max(1, z.shape[1] if z.is_cuda else CACHED_LOGITS // max(1, len(z))))
 
 
 def check_projection(
@@ -113,7 +113,10 @@ def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None) ->
 
 
 def check_temperature(temperature: float | Tensor, rows: Tensor | slice) -> None:
-    """Raises ValueError naming the first of these rows whose temperature is not > 0; `LogitMap` sees to a number."""
+    """Raises ValueError naming the first of these rows whose temperature is not > 0; `LogitMap` sees to a number.
+
+    On a GPU this waits for the device, as `check_targets` has just done.
+    """
     if not isinstance(temperature, Tensor):
         return
     bad = ~(temperature > 0) if temperature.ndim == 0 else ~(temperature[rows] > 0)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ranks import on_ranks
 from torch import Tensor
 
-from siri.kernels import linear_logprob
+from siri.kernels import kept_logits, linear_logprob
 from siri.kernels.dispatch import use_triton
 from siri.kernels.kept_logits import KeptLogits
 
@@ -144,6 +144,57 @@ def test_gradients_from_roots_are_those_of_float64(
     room = blocks if raw == blocks else blocks_with_room(tokens, width, vocabulary, bytes_a_logit=2)
     again = math.ceil(int((upstream != 0).sum()) / TOKENS_A_BLOCK)
     assert len(made) == math.ceil(tokens / TOKENS_A_BLOCK) * blocks + again * (blocks - room)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_upstream_gradient_of_lse_does_without_roots(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roots say nothing of the row's scale where p has another factor than the target; float64 would lose by them."""
+    g = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, 4, generator=g, dtype=dtype).requires_grad_() for n in (30, 50))
+    y, upstream = torch.randint(0, 50, (30,), generator=g), torch.randn(2, 30, generator=g, dtype=dtype)
+    made = count_blocks(monkeypatch)
+    got = torch.autograd.grad(linear_logprob(x, w, y, return_lse=True), (x, w), list(upstream))
+    assert len(made) > 50 // COLUMNS_A_BLOCK * 30 // TOKENS_A_BLOCK
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    outputs = linear_logprob(*wide, y, return_lse=True, backend="reference")
+    truth = torch.autograd.grad(outputs, wide, list(upstream.double()))
+    (alone,) = torch.autograd.grad(linear_logprob(x, w, y), x, upstream[0])
+    (alone_truth,) = torch.autograd.grad(linear_logprob(*wide, y, backend="reference"), wide[0], upstream[0].double())
+    tolerance = 1e-14 if dtype == torch.float64 else 1e-6
+    for a, b in zip(got, truth, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm()
+    assert (alone - alone_truth).norm() <= max(tolerance, 1e-5 * (dtype == torch.float32)) * alone_truth.norm()
+
+
+@given(
+    rows=st.integers(0, 12), width=st.integers(1, 9), vocabulary=st.integers(0, 40), roots=st.booleans(),
+    block=st.integers(1, 9), dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
+)  # fmt: skip
+@example(rows=1, width=3, vocabulary=5, roots=False, block=1, dtype=torch.bfloat16)  # a gradient that ends at byte 6
+@settings(max_examples=200, deadline=None)
+def test_no_block_lies_on_another_or_on_an_earlier_gradient(
+    rows: int, width: int, vocabulary: int, roots: bool, block: int, dtype: torch.dtype
+) -> None:
+    logits = torch.float64 if dtype == torch.float64 else torch.float32
+    kept = KeptLogits(rows, torch.zeros(vocabulary, width, dtype=dtype), logits, block, roots=roots)
+    begin, taken = kept.gradient.data_ptr(), 0
+    for index, place in enumerate(kept._places):
+        start = place.data_ptr() - begin
+        if rows and 0 <= start < kept.gradient.nbytes:
+            assert start >= max(taken, index * block * width * dtype.itemsize)
+            taken = start + place.nbytes
+            assert taken <= kept.gradient.nbytes
+
+
+def test_memory_beside_the_gradient_has_two_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 of 100 blocks fits into the gradient, a tenth of them beside it."""
+
+    def kept_blocks() -> int:
+        return len(KeptLogits(100, torch.zeros(1000, 1), torch.float32, 10, roots=False)._places)
+
+    assert kept_blocks() == 1 + 10
+    monkeypatch.setattr(kept_logits, "SPARE_BYTES", 3 * 100 * 4 * 10)
+    assert kept_blocks() == 1 + 3
 
 
 @pytest.mark.parametrize(
