@@ -30,7 +30,7 @@ fi
 # timeout knows. On SIGINT pytest still says what failed until then, and writes its report.
 failed=0
 step() {
-    local name=$1 share=$2 left=$((${SECONDS_IN_ALL:-520} - SECONDS))
+    local name=$1 share=$2 left=$((${SECONDS_IN_ALL:-500} - SECONDS))
     shift 2
     share=$((left < 1 ? 1 : left < share ? left : share))
     timeout --signal=INT --kill-after=10 "$share" "$python" "$@" 2>&1 | tee "$out/$name.log"

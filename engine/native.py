@@ -7,7 +7,7 @@ built but broken is an error: what is installed gets used.
 import operator
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import cast
 
 import numpy as np
@@ -73,7 +73,8 @@ def group_states(
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
-    if not isinstance(similarity, float | int | np.number | None):
+    # isinstance would take True, and complex numbers of NumPy, for numbers that can be compared with 1.
+    if isinstance(similarity, bool) or not isinstance(similarity, float | int | np.floating | np.integer | None):
         raise TypeError(f"similarity is {similarity!r}: it must be a number in [0, 1]; None groups equal states")
     if similarity is not None and not 0 <= similarity <= 1:
         raise ValueError(f"similarity is {similarity}: it must be in [0, 1]; None groups equal states")
@@ -94,6 +95,8 @@ def _checked_states(
         numbers = isinstance(states, np.ndarray) and states.dtype.kind not in "OSU"
         if numbers or isinstance(states, str | bytes | bytearray | memoryview):
             raise TypeError(f"states is one {type(states).__name__}: give a list of states, or offsets into it")
+        if isinstance(states, Set):
+            raise TypeError(f"states is a {type(states).__name__}, which has no order: give a list of states")
         if not isinstance(states, Iterable):
             raise TypeError(f"states is of type {type(states).__name__}: give a list, or a buffer with offsets")
         return tuple(states), None
@@ -109,7 +112,8 @@ def _checked_states(
     falling = np.flatnonzero(bounds[1:] < bounds[:-1]) + 1
     if len(outside):
         n = int(outside[0])
-        raise ValueError(f"offsets[{n}] is {bounds[n]}: it must lie in the buffer, 0 to {len(view)}")
+        # As given: of unsigned numbers, bounds has some as negative ones.
+        raise ValueError(f"offsets[{n}] is {offsets[n]}: it must lie in the buffer, 0 to {len(view)}")
     if len(falling):
         n = int(falling[0])
         raise ValueError(f"offsets[{n}] is {bounds[n]}, after {bounds[n - 1]}: offsets must not fall")
@@ -118,9 +122,17 @@ def _checked_states(
 
 def _checked_integers(name: str, values: Sequence[int] | np.ndarray) -> np.ndarray:
     """i64[...] of a list or array of integers."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise TypeError(f"{name} has entries of different lengths: it must be one row of integers") from error
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, dtype=np.int64)
+    if array.ndim == 1 and array.dtype.kind in "fO" and not isinstance(values, np.ndarray):
+        # A list of integers that no one integer type holds.
+        for n, value in enumerate(values):
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name}[{n}] is {value}: in a list, it must be in [-2^63, 2^63)")
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise TypeError(f"{name} is {array.dtype}{array.shape}: it must be one row of integers")
     return np.ascontiguousarray(array, dtype=np.int64)
@@ -137,4 +149,4 @@ def _checked_threads(threads: int | None) -> int:
         raise TypeError(f"threads is {threads!r}: it must be an integer; None takes as many as there are cores")
     if operator.index(threads) < 1:
         raise ValueError(f"threads is {threads}: it must be at least 1; None takes as many as there are cores")
-    return operator.index(threads)
+    return min(operator.index(threads), 2**31 - 1)

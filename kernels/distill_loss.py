@@ -28,6 +28,8 @@ from .projection import (
     check_denominator,
     check_projection,
     check_targets,
+    check_temperature,
+    column_pieces,
     compute_dtype,
     kept_rows,
     log_softmax_,
@@ -53,23 +55,31 @@ def divergence_ref(log_s: Tensor, log_t: Tensor | None, targets: Tensor, diverge
 def divergence_and_grad(
     log_s: Tensor, log_t: Tensor | None, targets: Tensor, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
-    """(D [n], dD/dz [n, V]) from log-probabilities [n, V]; log_s is spent. Finite however small a probability is."""
+    """(D [n], dD/dz [n, V]) from log-probabilities [n, V], both spent. Finite however small a probability is."""
     if log_t is None:
         d = -log_s.gather(1, targets[:, None]).squeeze(1)
         return d, log_s.exp_().scatter_add_(1, targets[:, None], log_s.new_full((len(d), 1), -1.0))
-    s = log_s.exp()
+    d, d_of_s = log_s.new_zeros(len(log_s)), log_s.new_zeros(len(log_s))
+    for cols in column_pieces(log_s):
+        a, b = log_s[:, cols], log_t[:, cols]
+        s = a.exp()
+        if divergence == "forward_kl":
+            t = b.exp()
+            d += b.sub_(a).mul_(t).sum(1)
+            torch.sub(s, t, out=a)
+        elif divergence == "reverse_kl":
+            d += s.mul_(torch.sub(a, b, out=b)).sum(1)
+        else:
+            log_m = torch.logaddexp(a, b).sub_(math.log(2))
+            d += b.exp().mul_(b.sub_(log_m)).sum(1)
+            d_of_s += s.mul_(torch.sub(a, log_m, out=b)).sum(1)
     if divergence == "forward_kl":
-        t = log_t.exp()
-        return log_s.neg_().add_(log_t).mul_(t).sum(1), s.sub_(t)
-    if divergence == "reverse_kl":
-        surplus = log_s.sub_(log_t)
-        d = (s * surplus).sum(1)
-        return d, surplus.sub_(d[:, None]).mul_(s)
-    log_m = torch.logaddexp(log_s, log_t).sub_(math.log(2))
-    surplus = log_s.sub_(log_m)
-    kl_s = (s * surplus).sum(1)
-    kl_t = (log_t.exp() * log_m.neg_().add_(log_t)).sum(1)
-    return (kl_s + kl_t) / 2, surplus.sub_(kl_s[:, None]).mul_(s).div_(2)
+        return d, log_s
+    # What is left in log_t is the surplus, log s - log t or log s - log m, whose mean the gradient is centred at.
+    mean, share = (d, 1.0) if divergence == "reverse_kl" else (d_of_s, 0.5)
+    for cols in column_pieces(log_s):
+        log_s[:, cols].exp_().mul_(log_t[:, cols].sub_(mean[:, None])).mul_(share)
+    return (d + d_of_s) * share, log_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +196,8 @@ def masked_distill_loss(
 
     Raises:
         ValueError: shapes that do not fit, a target outside the vocabulary, denominator <= 0, an unknown divergence,
-            or a teacher that is missing, not used, or of another vocabulary size.
+            a teacher that is missing, not used, or of another vocabulary size, or a temperature that is not > 0 in a
+            row that is kept.
     """
     check_projection(hidden, weight, bias, targets=targets, token_weight=token_weight, temperature=temperature)
     check_targets(targets, len(weight), ignore_index)
@@ -217,5 +228,6 @@ def masked_distill_loss(
         )
     row_weight = token_weight.detach()[kept].to(compute_dtype(hidden, weight, bias)) / denominator
     run = masked_distill_loss_ref if backend == "reference" else masked_distill_loss_chunked
+    check_temperature(temperature, kept)
     logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
     return run(hidden[kept], weight, bias, logit_map, targets[kept].long(), row_weight, teacher, divergence)

@@ -30,10 +30,14 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a.float(), b.float())
 
 
-def add_mm_(total: Tensor, a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
-    """total[m, n] += scale * a[m, k] @ b[k, n], in place; `total` as `mm` returns it, `scale` 0-dim, None for 1."""
-    if scale is not None:
-        return total.add_(mm(a, b).mul_(scale))
+def add_mm_(total: Tensor | None, a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
+    """total[m, n] += scale * a[m, k] @ b[k, n], in place; `total` as `mm` returns it, `scale` 0-dim, None for 1.
+
+    None for `total` stands for zeros, which are then neither written nor read.
+    """
+    if scale is not None or total is None:
+        product = mm(a, b) if scale is None else mm(a, b).mul_(scale)
+        return product if total is None else total.add_(product)
     if a.dtype not in HALF:
         return total.addmm_(a, b)
     if a.is_cuda:

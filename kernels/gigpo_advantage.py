@@ -178,7 +178,8 @@ def gigpo_advantage(
         advantage [N], float64 for float64 rewards, else float32; float32 under parity. Labels may be any integers.
 
     Raises:
-        ValueError: shapes that differ, rows of a trajectory that are not contiguous, an unknown choice, or gamma
+        ValueError: shapes that differ, rows of a trajectory that are not contiguous, a trajectory or an anchor group in
+            two task groups (looked for on a CPU only: on a GPU it would be one more wait), an unknown choice, or gamma
             outside [0, 1].
     """
     check_rows(reward, traj=traj, episode_group=episode_group, step_group=step_group, valid=valid)
@@ -216,6 +217,7 @@ def gigpo_parts(
     first, rows_left, trajectory = trajectory_layout(traj)
     returns = discounted_returns(reward, rows_left, rule.gamma)
     totals = reward.new_zeros(len(first)).index_add(0, trajectory, reward)[trajectory]
+    check_nested("traj", traj, trajectory, len(first), episode_group)
     scores = (totals - charge, returns - charge) if rule.parity else (totals, returns)
     counted = (slice(None) if rule.by_row else first, slice(None))
 
@@ -223,6 +225,8 @@ def gigpo_parts(
     for level, (score, rows, group) in enumerate(zip(scores, counted, (episode_group, step_group), strict=True)):
         label = group.unique(return_inverse=True)[1]
         groups = int(label.max()) + 1 if len(label) else 0
+        if level == 1:
+            check_nested("step_group", step_group, label, groups, episode_group)
         stats = GroupStats(*(field[label] for field in group_stats(score[rows], label[rows], groups, rule.ulp)))
         if rule.parity:
             levels.append(verl_agent_normalized(score, stats, rule.scale, rule.eps, lone_is_raw=level == 0))
@@ -245,6 +249,18 @@ def trajectory_layout(traj: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise ValueError(f"traj: the rows of {label} are not contiguous; sort rows by (trajectory, step)")
     ends = torch.cat([first[1:], first.new_tensor([len(traj)])])[: len(first)]
     return first, ends[segment] - 1 - torch.arange(len(traj), device=traj.device), segment
+
+
+def check_nested(name: str, labels: Tensor, label: Tensor, groups: int, episode_group: Tensor) -> None:
+    """Raises ValueError if rows of one label[N] in [0, groups) lie in two task groups; `labels` are the caller's."""
+    owner = episode_group.new_zeros(groups).scatter_(0, label, episode_group)
+    strays = owner[label] != episode_group
+    if strays.any():
+        row = int(strays.nonzero()[0])
+        raise ValueError(
+            f"{name}[{row}] = {labels[row].item()} lies in task group {episode_group[row].item()} here and in "
+            f"{owner[label[row]].item()} elsewhere; labels must differ where episode_group does"
+        )
 
 
 def check_rows(reward: Tensor, **columns: Tensor) -> None:

@@ -8,9 +8,9 @@
     dh_t = sum_v dz_tv z'_tv W_v      dW_v = sum_t dz_tv z'_tv h_t,      z' = dz/draw
 
 The backward pass needs p, and p needs the whole row: it is recomputed block by block from the saved lse (four GEMMs of
-2THV operations in all). On a CPU, as many blocks of logits as the weight's gradient will have room for wait in its
-memory and are not made again: all of them where T <= H. Signs: this is +logprob, in nats, as TRL and verl return it;
-Liger and CCE return its negative.
+2THV operations in all). On a CPU, as many blocks of logits as the weight's gradient will have room for, and some more,
+are kept and not made again (kept_logits.py): all of them where T <= H (in bfloat16: H / 2). Signs: this is +logprob,
+in nats, as TRL and verl return it; Liger and CCE return its negative.
 
 Legend: T tokens, H hidden, V vocabulary (this rank's shard of it under tensor parallelism).
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import use_triton
+from .kept_logits import KeptLogits
 from .linear_logprob_graph import linear_logprob_graph
 from .projection import (
     LogitMap,
@@ -33,6 +34,7 @@ from .projection import (
     check_backend,
     check_projection,
     check_targets,
+    check_temperature,
     compute_dtype,
     exp_,
     full_precision,
@@ -70,28 +72,6 @@ def linear_logprob_ref(
     return torch.where(kept, logprob, 0), torch.where(kept, entropy, 0), torch.where(kept, lse, 0)
 
 
-class KeptLogits:
-    """Raw logits of the first blocks of columns, in the memory that the weight's gradient will need in any case.
-
-    The gradient of a block of columns is written over what no later block needs: the logits of block i begin where its
-    gradient does, or later where there are more rows than columns of the weight.
-    """
-
-    def __init__(self, num_rows: int, weight: Tensor) -> None:
-        self.memory = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        """[V, H]"""
-        self._num_rows = num_rows
-
-    def block(self, cols: slice) -> Tensor | None:
-        """[n, columns], the place of the logits of a block from `blocks(V, VOCAB_BLOCK)`; None where there is none."""
-        num_columns = cols.stop - cols.start
-        start = cols.start * max(self._num_rows, self.memory.shape[1])
-        stop = start + self._num_rows * num_columns
-        if stop > self.memory.numel():
-            return None
-        return self.memory.view(-1)[start:stop].view(self._num_rows, num_columns)
-
-
 def shard_stats(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0,
     *, with_moment: bool = True, kept: KeptLogits | None = None,
@@ -112,12 +92,14 @@ def shard_stats(
         w, b = weight[cols].to(dtype), None if bias is None else bias[cols].to(dtype)
         for rows in blocks(len(x), TOKEN_BLOCK):
             z = raw_logits(x[rows], w, b)
-            if kept is not None and (place := kept.block(cols)) is not None:
-                place[rows] = z
+            if kept is not None:
+                kept.put_raw(cols, rows, z)
             logit_map.select(rows).apply_(z)
             where = locate(targets[rows], vocab_start + cols.start, len(w))
             block = softmax_stats_(z, *where, with_moment=with_moment)
             stats[:, rows] = torch.stack(merge(SoftmaxStats(*stats[:, rows]), block))
+            if kept is not None:
+                kept.put_roots(cols, rows, z, block.peak)
     return stats
 
 
@@ -147,23 +129,25 @@ def shard_gradients(
     scale = _row_scale(grad, logit_map) if grad.of_logprob_alone and logit_map.softcap is None else None
     x_scaled = x if scale is None else x * scale[:, None]
     dx = torch.zeros_like(x) if need_x else None
-    dw = (torch.empty_like(weight) if kept is None else kept.memory) if need_w else None
+    dw = (torch.empty_like(weight) if kept is None else kept.gradient) if need_w else None
     db = torch.empty_like(bias) if need_b and bias is not None else None
     for cols in blocks(len(weight), VOCAB_BLOCK):
         w, b = weight[cols].to(x.dtype), None if bias is None else bias[cols].to(x.dtype)
         dw_block, db_block = torch.zeros_like(w), x.new_zeros(len(w))
-        held = None if kept is None else kept.block(cols)
         for rows in blocks(len(x), TOKEN_BLOCK):
-            z = raw_logits(x[rows], w, b) if held is None else held[rows]
-            slope = logit_map.select(rows).apply_(z)
-            where = locate(targets[rows], vocab_start + cols.start, len(w))
-            if scale is None:
-                dz = grad.select(rows).logits_(z, lse[rows], *where)
-                if slope is not None:
-                    dz.mul_(slope)
-            else:
-                column, inside = where
-                dz = exp_(z.sub_(lse[rows, None])).scatter_add_(1, column[:, None], -inside[:, None].to(z.dtype))
+            column, inside = where = locate(targets[rows], vocab_start + cols.start, len(w))
+            p = None if kept is None or scale is None else kept.probabilities(cols, rows, lse[rows])
+            if p is None:
+                held = None if kept is None else kept.raw(cols, rows)
+                z = raw_logits(x[rows], w, b) if held is None else held
+                slope = logit_map.select(rows).apply_(z)
+                if scale is None:
+                    dz = grad.select(rows).logits_(z, lse[rows], *where)
+                    dz = dz if slope is None else dz.mul_(slope)
+                else:
+                    p = exp_(z.sub_(lse[rows, None]))
+            if p is not None:
+                dz = p.scatter_add_(1, column[:, None], -inside[:, None].to(p.dtype))
             if dx is not None:
                 dx[rows].addmm_(dz, w)
             if need_w:
@@ -246,7 +230,7 @@ def input_gradients(
     with full_precision(hidden.device):
         dx, dw, db = shard_gradients(
             hidden[live], weight, bias, targets[live], logit_map.select(live), grad.select(live), lse[live],
-            vocab_start, needs, None if isinstance(live, Tensor) else kept,
+            vocab_start, needs, None if kept is None else kept.select(live),
         )  # fmt: skip
     if dx is not None:
         if tp_group is not None:
@@ -257,11 +241,14 @@ def input_gradients(
     return dx, dw, db
 
 
-def _room_for_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> KeptLogits | None:
-    """Where the weight gets a gradient in the dtype of the logits, and no kernel of a GPU has its own way."""
+def _room_for_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int, *, roots: bool
+) -> KeptLogits | None:
+    """Where the weight gets a gradient, and no kernel of a GPU has its own way."""
     if not (torch.is_grad_enabled() and weight.requires_grad) or use_triton(hidden, weight, bias):
         return None
-    return KeptLogits(num_rows, weight) if weight.dtype == compute_dtype(hidden, weight, bias) else None
+    dtype = compute_dtype(hidden, weight, bias)
+    return KeptLogits(num_rows, weight, dtype, VOCAB_BLOCK, roots=roots and dtype == torch.float32)
 
 
 @overload
@@ -305,13 +292,15 @@ def linear_logprob(
             of any size; `targets` are global ids. Every rank must hold the same `hidden` and `targets` and form the
             same loss; all get the same outputs and the full gradient of `hidden`; `weight` gets its shard's.
         backend: "auto", bounded memory (`dispatch.explain()` says by which kernels; on a CPU, from the forward pass on,
-            what the gradient of `weight` takes); "reference", all logits in memory (the oracle, no `tp_group`).
+            what the gradient of `weight` takes and at most 64 MiB more); "reference", all logits in memory (the
+            oracle, no `tp_group`).
 
     Returns:
         logprob [T] (, entropy [T]) (, lse [T]) in nats; float32, or float64 if an input is.
 
     Raises:
-        ValueError: shapes that do not fit, or a target outside the vocabulary (it is named).
+        ValueError: shapes that do not fit, a target outside the vocabulary (it is named), or a temperature that is not
+            > 0 in a row that is not ignored.
     """
     check_projection(hidden, weight, bias, targets=targets, temperature=temperature)
     check_backend(backend)
@@ -326,20 +315,22 @@ def linear_logprob(
         return chosen(outputs, return_entropy, return_lse)
     vocab_start, vocabulary = shard_bounds(weight, tp_group)
     check_targets(targets, vocabulary, ignore_index)
-    targets = targets.long()
+    targets, kept = targets.long(), kept_rows(targets, ignore_index, None)
+    check_temperature(temperature, kept)
+    logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
     if backend == "reference":
         outputs = linear_logprob_ref(
-            hidden, weight, targets, bias=bias, temperature=temperature, softcap=softcap, ignore_index=ignore_index
+            hidden[kept], weight, targets[kept], bias=bias, temperature=logit_map.temperature, softcap=softcap
         )
     else:
-        kept = kept_rows(targets, ignore_index, None)
-        logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
         outputs = LinearLogprob.apply(
             hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group, return_entropy,
-            _room_for_logits(hidden, weight, bias, len(targets[kept])),
+            _room_for_logits(
+                hidden, weight, bias, len(targets[kept]), roots=softcap is None and not return_entropy
+            ),
         )  # fmt: skip
-        if isinstance(kept, Tensor):
-            outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
+    if isinstance(kept, Tensor):
+        outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
     return chosen(outputs, return_entropy, return_lse)
 
 

@@ -31,6 +31,7 @@ from .projection import (
     check_denominator,
     check_projection,
     check_targets,
+    check_temperature,
     compute_dtype,
     kept_rows,
 )
@@ -211,7 +212,8 @@ def linear_policy_loss(
 
     Raises:
         ValueError: shapes that do not fit, a target outside the vocabulary, denominator <= 0, dual_clip <= 1,
-            importance_clip < 1, a negative clip_low or clip_high, or kl_coef without ref_logprob.
+            importance_clip < 1, a negative clip_low or clip_high, kl_coef without ref_logprob, or a temperature that is
+            not > 0 in a row that is kept.
     """
     check_projection(
         hidden, weight, bias, targets=targets, advantage=advantage, old_logprob=old_logprob, ref_logprob=ref_logprob,
@@ -239,6 +241,7 @@ def linear_policy_loss(
         importance_clip=importance_clip,
     )
     run = linear_policy_loss_ref if backend == "reference" else linear_policy_loss_chunked
+    check_temperature(temperature, kept)
     logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
     loss, stats = run(hidden[kept], weight, bias, targets[kept].long(), logit_map, tokens)
     logprob_T = torch.zeros_like(targets, dtype=dtype)

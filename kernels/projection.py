@@ -30,7 +30,8 @@ chain of additions: with SmolLM2's head, log-probs are off by 2.5e-5 where MKL t
 at 1% of the time of the product in one thread (48: 3%), and 3% of the whole with two."""
 
 CACHED_LOGITS = 1 << 20
-"""Logits that those products are added to while they stay in cache: 4 MiB in float32."""
+"""Logits that are worked on at a time, so that they stay in cache, and so that temporaries are small: 4 MiB in float32.
+Those of a whole chunk came as new pages from the system each time, at up to 4 ns an element."""
 
 LOG2_E = math.log2(math.e)
 
@@ -58,6 +59,11 @@ def exp_(x: Tensor) -> Tensor:
 def blocks(total: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover `range(total)`."""
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def column_pieces(z: Tensor) -> Iterator[slice]:
+    """The columns of z[n, V] in pieces of about `CACHED_LOGITS` elements; on a GPU all at once."""
+    return blocks(z.shape[1], max(1, z.shape[1] if z.is_cuda else CACHED_LOGITS // max(1, len(z))))
 
 
 def check_projection(
@@ -104,6 +110,22 @@ def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None) ->
         raise ValueError(
             f"targets[{where}] = {targets[index].item()} is outside the vocabulary [0, {vocabulary}){unless}"
         )
+
+
+def check_temperature(temperature: float | Tensor, rows: Tensor | slice) -> None:
+    """Raises ValueError naming the first of these rows whose temperature is not > 0; `LogitMap` sees to a number.
+
+    On a GPU this waits for the device, as `check_targets` has just done.
+    """
+    if not isinstance(temperature, Tensor):
+        return
+    bad = ~(temperature > 0) if temperature.ndim == 0 else ~(temperature[rows] > 0)
+    if bad.any():
+        where, value = "", temperature
+        if temperature.ndim:
+            row = int(torch.arange(len(temperature), device=temperature.device)[rows][bad][0])
+            where, value = f"[{row}]", temperature[row]
+        raise ValueError(f"temperature{where} = {value.item()} must be > 0; greedy decoding has no log-probability")
 
 
 def check_denominator(denominator: float | Tensor) -> None:
@@ -190,7 +212,7 @@ def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         raw = torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
     else:
         raw = x.new_empty(len(x), len(w)) if b is None else b.repeat(len(x), 1)
-        for cols in blocks(len(w), max(1, CACHED_LOGITS // max(1, len(x)))):
+        for cols in column_pieces(raw):
             for part in blocks(x.shape[1], PRODUCT_WIDTH):
                 begun = part.start > 0 or b is not None
                 raw[:, cols].addmm_(x[:, part], w[cols, part].t(), beta=int(begun))
@@ -200,7 +222,10 @@ def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 def log_softmax_(z: Tensor) -> Tensor:
     """log softmax over the columns of z[n, V], in place."""
     z.sub_(z.amax(1, keepdim=True))
-    return z.sub_(exp(z).sum(1, keepdim=True).log())
+    total = z.new_zeros(len(z), 1)
+    for cols in column_pieces(z):
+        total += exp(z[:, cols]).sum(1, keepdim=True)
+    return z.sub_(total.log_())
 
 
 class SoftmaxStats(NamedTuple):
@@ -231,16 +256,20 @@ class SoftmaxStats(NamedTuple):
 def softmax_stats_(z: Tensor, column: Tensor, inside: Tensor, *, with_moment: bool = True) -> SoftmaxStats:
     """Statistics of z[n, v]; `column` i64[n] is the target's column, where `inside` bool[n].
 
-    Leaves z shifted by its row maxima; without the moment, which only the entropy needs (0 then), spends z.
+    Leaves z shifted by its row maxima; without the moment, which only the entropy needs (0 then), exp of that.
     """
     target = torch.where(inside, z.gather(1, column[:, None]).squeeze(1), 0)
     peak = z.amax(1)
     if not with_moment:
         total = exp_(z.sub_(peak[:, None])).sum(1)
         return SoftmaxStats(peak=peak, total=total, moment=torch.zeros_like(total), target=target)
-    weight = exp(z.sub_(peak[:, None]))
-    total = weight.sum(1)
-    return SoftmaxStats(peak=peak, total=total, moment=weight.mul_(z).sum(1), target=target)
+    z.sub_(peak[:, None])
+    total, moment = torch.zeros_like(peak), torch.zeros_like(peak)
+    for cols in column_pieces(z):
+        weight = exp(z[:, cols])
+        total += weight.sum(1)
+        moment += weight.mul_(z[:, cols]).sum(1)
+    return SoftmaxStats(peak=peak, total=total, moment=moment, target=target)
 
 
 def merge(a: SoftmaxStats, b: SoftmaxStats) -> SoftmaxStats:
@@ -288,13 +317,14 @@ class SoftmaxGrad(NamedTuple):
 
     def logits_(self, z: Tensor, lse: Tensor, column: Tensor, inside: Tensor) -> Tensor:
         """dLoss/dz [n, v]; z[n, v] is spent. `lse` [n] belongs to z as it stands (shifted or not)."""
-        logprob = z.sub_(lse[:, None])
-        if self.p_logp is None:
-            dz = exp_(logprob).mul_(self.p[:, None])
-        else:
-            p = exp(logprob)
-            dz = logprob.mul_(self.p_logp[:, None]).add_(self.p[:, None]).mul_(p)
-        return dz.scatter_add_(1, column[:, None], torch.where(inside, self.target, 0)[:, None])
+        for cols in column_pieces(z):
+            logprob = z[:, cols].sub_(lse[:, None])
+            if self.p_logp is None:
+                exp_(logprob).mul_(self.p[:, None])
+            else:
+                p = exp(logprob)
+                logprob.mul_(self.p_logp[:, None]).add_(self.p[:, None]).mul_(p)
+        return z.scatter_add_(1, column[:, None], torch.where(inside, self.target, 0)[:, None])
 
 
 class RawGrad(NamedTuple):

@@ -26,6 +26,7 @@ from .projection import (
     SoftmaxGrad,
     blocks,
     check_targets,
+    check_temperature,
     check_whole,
     compute_dtype,
     softmax_stats_,
@@ -123,7 +124,8 @@ def selective_logprob(
         logprob [...] (, entropy [...]) in nats; float32, or float64 for float64 logits.
 
     Raises:
-        ValueError: shapes that do not fit, or a target outside the vocabulary (it is named).
+        ValueError: shapes that do not fit, a target outside the vocabulary (it is named), or a temperature that is
+            not > 0.
     """
     check_whole(logits=logits)
     shape, vocabulary = logits.shape[:-1], logits.shape[-1]
@@ -136,6 +138,7 @@ def selective_logprob(
             )
         temperature = temperature.reshape(-1)
     check_targets(targets, vocabulary, ignore_index=None)
+    check_temperature(temperature, slice(None))
     logit_map = LogitMap(temperature=temperature, softcap=None)
     logprob, entropy = SelectiveLogprob.apply(logits.reshape(-1, vocabulary), targets.reshape(-1).long(), logit_map)
     return (logprob.view(shape), entropy.view(shape)) if return_entropy else logprob.view(shape)

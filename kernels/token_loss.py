@@ -141,7 +141,7 @@ class TokenLoss(torch.autograd.Function):
         dtype = compute_dtype(hidden, weight, bias)
         head = Head.of(hidden, weight, bias, on_triton=on_triton, dtype=dtype)
         dx = torch.empty_like(hidden, dtype=kept_dtype(hidden)) if need_x else None
-        dw = torch.zeros_like(weight, dtype=dtype) if need_w else None
+        dw: Tensor | None = None
         db = torch.zeros_like(bias, dtype=dtype) if need_b and bias is not None else None
         loss = hidden.new_zeros((), dtype=dtype)
         with full_precision(hidden.device):
@@ -152,12 +152,14 @@ class TokenLoss(torch.autograd.Function):
                 if dx is not None:
                     dx_rows = mm(draw, head.weight)
                     dx[rows] = dx_rows if scale is None else dx_rows.mul_(scale)
-                if dw is not None:
-                    add_mm_(dw, draw.t(), x, scale)
+                if need_w:
+                    dw = add_mm_(dw, draw.t(), x, scale)
                 if db is not None:
                     db_chunk = draw.sum(0, dtype=dtype)
                     db += db_chunk if scale is None else db_chunk.mul_(scale)
                 del draw  # else it lives on beside the next chunk's
+        if need_w and dw is None:  # no rows
+            dw = torch.zeros_like(weight, dtype=dtype)
         ctx.save_for_backward(
             dx,
             None if dw is None else dw.to(kept_dtype(weight)),

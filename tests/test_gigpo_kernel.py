@@ -287,12 +287,30 @@ def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"episode_group": [0, 3, 7], "step_group": [0, 1, 2]}, r"traj\[\d\] = 0 lies in task group . here and in"),
+        (
+            {"episode_group": [3, 3, 7], "step_group": [5, 6, 5]},
+            r"step_group\[\d\] = 5 lies in task group . here and in",
+        ),
+    ],
+)
+def test_labels_that_span_task_groups_are_named(change: dict[str, list[int]], message: str) -> None:
+    """A state that two tasks share is two anchor groups: their returns are not comparable."""
+    rows = one_group([1.0, 0.0], [2, 1])
+    with pytest.raises(ValueError, match=message):
+        gigpo_advantage(**{**rows, **{k: torch.tensor(v) for k, v in change.items()}}, gamma=0.9, omega=1.0)
+
+
+@pytest.mark.reference
 def test_131072_rows_take_milliseconds() -> None:
     """CPU time, best of three, on a machine that may be busy; measured 35 ms on one busy Zen 4 core."""
     lengths = [32] * 4096
     rows = one_group([float(i % 3 == 0) for i in range(4096)], lengths)
     rows["episode_group"] = rows["traj"] // 8
-    rows["step_group"] = torch.arange(131072) % 40000
+    rows["step_group"] = rows["episode_group"] * 78 + torch.arange(131072) % 78
     seconds = []
     for _ in range(3):
         start = time.process_time()

@@ -165,6 +165,7 @@ def test_the_number_of_threads_comes_from_the_environment(monkeypatch: pytest.Mo
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert native._checked_threads(None) >= 1
     assert native._checked_threads(7) == 7
+    assert group_states(["a"], threads=2**70).tolist() == [0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -220,6 +221,7 @@ def test_labels_of_any_integer_type_and_size() -> None:
         ({"states": [None]}, TypeError, r"states\[0\] is of type NoneType: "),
         ({"states": "abc"}, TypeError, "states is one str: give a list of states, or offsets"),
         ({"states": b"abc"}, TypeError, "states is one bytes: give"),
+        ({"states": {"a", "b"}}, TypeError, "states is a set, which has no order: give a list"),
         ({"states": np.zeros(3, np.uint8)}, TypeError, "states is one ndarray: give"),
         ({"states": ["a"], "offsets": [0, 1]}, TypeError, "states is a list: with offsets it must be one contiguous"),
         ({"states": np.zeros(3), "offsets": [0, 1]}, TypeError, r"ndarray of d\(3,\): with offsets"),
@@ -228,12 +230,23 @@ def test_labels_of_any_integer_type_and_size() -> None:
         ({"states": b"abc", "offsets": [0, 4]}, ValueError, r"offsets\[1\] is 4: it must lie in the buffer, 0 to 3"),
         ({"states": b"abc", "offsets": [-1, 2]}, ValueError, r"offsets\[0\] is -1"),
         ({"states": b"abc", "offsets": [0, 2, 1]}, ValueError, r"offsets\[2\] is 1, after 2: offsets must not fall"),
+        (
+            {"states": b"abc", "offsets": np.array([0, 2**64 - 1], np.uint64)},
+            ValueError,
+            rf"\[1\] is {2**64 - 1}: it must",
+        ),
+        ({"states": b"abc", "offsets": [0, 2**70]}, ValueError, rf"offsets\[1\] is {2**70}: .* in \[-2\^63, 2\^63\)"),
+        ({"states": b"abc", "offsets": [[0], [1, 2]]}, TypeError, "offsets has entries of different lengths"),
         ({"states": b"abc", "offsets": [0.0, 2.0]}, TypeError, r"offsets is float64\(2,\): .* integers"),
         ({"states": ["a"], "task_group": [0, 1]}, ValueError, "task_group has 2 labels, states has 1"),
+        ({"states": ["a"] * 2, "task_group": [-1, 2**63]}, ValueError, rf"task_group\[1\] is {2**63}: in a list"),
+        ({"states": ["a"], "task_group": [[0], [1, 2]]}, TypeError, "task_group has entries of different lengths"),
         ({"states": ["a"], "task_group": [0.5]}, TypeError, "task_group is float64"),
         ({"states": ["a"], "task_group": [[0]]}, TypeError, r"task_group is int64\(1, 1\)"),
         ({"states": ["a"], "similarity": 1.5}, ValueError, r"similarity is 1.5: it must be in \[0, 1\]"),
         ({"states": ["a"], "similarity": float("nan")}, ValueError, "similarity is nan"),
+        ({"states": ["a"], "similarity": True}, TypeError, "similarity is True: it must be a number"),
+        ({"states": ["a"], "similarity": np.complex64(1)}, TypeError, "similarity is .* it must be a number"),
         ({"states": ["a"], "threads": 0}, ValueError, "threads is 0"),
         ({"states": ["a"], "threads": 1.5}, TypeError, "threads is 1.5: it must be an integer"),
         ({"states": None}, TypeError, "states is of type NoneType: give a list, or a buffer"),

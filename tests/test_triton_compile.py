@@ -80,6 +80,15 @@ def test_eight_warps_on_hopper_are_not_specialised() -> None:
     assert result.warps == 8
 
 
+def test_spills_and_too_much_shared_memory_are_seen() -> None:
+    """One warp cannot hold the tile in its registers, and eight stages do not fit: the gate would fail on both."""
+    kernel, launch = linear.tile_stats_kernel, linear.POINTER_HALF
+    constants = {**tile(launch), **HEAD, **STEPS, "DOT": tl.bfloat16}
+    result = compiled(kernel, types_of(kernel), constants, target=80, warps=1, stages=launch.stages)
+    assert result.spilled > 0
+    assert compiled(kernel, types_of(kernel), constants, target=80, warps=4, stages=8).shared > SHARED_LIMIT[80]
+
+
 # Factors of one dtype; of two, which meet in float32. Rows of adjacent elements with 16-byte bounds; and any strides,
 # where addresses take all registers there are. Cards of capability 8.6 have 99 KiB of shared memory for a program.
 @pytest.mark.parametrize("target", [80, 86, 90, 100])
