@@ -72,6 +72,11 @@ def use_triton(*tensors: Tensor | None) -> bool:
     return all(tensor.device.type == device and tensor.dtype != torch.float64 for tensor in given)
 
 
+def capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured where this tensor is: nothing may wait for the device then."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -59,10 +59,13 @@ class Rule:
     """episode statistics count rows, not trajectories"""
     min_sigma: float
     eps: float
+    penalty: float
     parity: bool
     """with verl-agent"""
     ulp: float
     """spacing of the rewards' dtype at 1"""
+    dtype: torch.dtype
+    """of the result"""
 
 
 class GroupStats(NamedTuple):
@@ -179,8 +182,8 @@ def gigpo_advantage(
 
     Raises:
         ValueError: shapes that differ, rows of a trajectory that are not contiguous, a trajectory or an anchor group in
-            two task groups (looked for on a CPU only: on a GPU it would be one more wait), an unknown choice, or gamma
-            outside [0, 1].
+            two task groups, an unknown choice, or gamma outside [0, 1]. To know of the labels, a GPU is waited for
+            once; while a CUDA graph is captured it is not, and the task or anchor groups of such rows are NaN.
     """
     check_rows(reward, traj=traj, episode_group=episode_group, step_group=step_group, valid=valid)
     check_choice("normalize", normalize, ("mean_std", "mean"))
@@ -195,25 +198,26 @@ def gigpo_advantage(
         by_row=episode_stats == "row",
         min_sigma=min_sigma,
         eps=eps,
+        penalty=penalty,
         parity=parity is not None,
         ulp=min(torch.finfo(reward.dtype if reward.is_floating_point() else torch.float64).eps, FLOAT32_ULP),
+        dtype=torch.float64 if reward.dtype == torch.float64 and parity is None else torch.float32,
     )
-    out_dtype = torch.float64 if reward.dtype == torch.float64 and parity is None else torch.float32
-    reward = reward.to(torch.float64 if parity is None else torch.float32)
-    charge = penalty * (~valid.bool()).to(reward.dtype)
-    parts = gigpo_parts(reward, traj, episode_group, step_group, charge, rule)
-    parts = Parts(*(part.to(out_dtype) for part in parts))
-    return parts if return_parts else parts.advantage
-
-
-def gigpo_parts(
-    reward: Tensor, traj: Tensor, episode_group: Tensor, step_group: Tensor, charge: Tensor, rule: Rule
-) -> Parts:
-    """All [N] in the dtype of `reward`; `charge` [N] is the penalty of each row."""
     if use_triton(traj, episode_group, step_group):
         from .gigpo_advantage_triton import gigpo_parts_triton  # here: triton is not everywhere
 
-        return gigpo_parts_triton(reward, traj, episode_group, step_group, charge, rule)
+        parts = gigpo_parts_triton(reward, traj, episode_group, step_group, valid, rule)
+    else:
+        parts = gigpo_parts_ref(reward, traj, episode_group, step_group, valid, rule)
+    return parts if return_parts else parts.advantage
+
+
+def gigpo_parts_ref(
+    reward: Tensor, traj: Tensor, episode_group: Tensor, step_group: Tensor, valid: Tensor, rule: Rule
+) -> Parts:
+    """All [N] in the rule's dtype."""
+    reward = reward.to(torch.float32 if rule.parity else torch.float64)
+    charge = rule.penalty * (~valid.bool()).to(reward.dtype)
     first, rows_left, trajectory = trajectory_layout(traj)
     returns = discounted_returns(reward, rows_left, rule.gamma)
     totals = reward.new_zeros(len(first)).index_add(0, trajectory, reward)[trajectory]
@@ -234,7 +238,8 @@ def gigpo_parts(
             a = normalized(score, charge, stats, rule.scale, rule.min_sigma, rule.eps)
             levels.append(a if level == 0 else torch.where(stats.size == 1, 0, a))
     episode_adv, step_adv = levels
-    return Parts(episode_adv + rule.omega * step_adv, episode_adv, step_adv, returns)
+    parts = (episode_adv + rule.omega * step_adv, episode_adv, step_adv, returns)
+    return Parts(*(part.to(rule.dtype) for part in parts))
 
 
 def trajectory_layout(traj: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,6 +266,18 @@ def check_nested(name: str, labels: Tensor, label: Tensor, groups: int, episode_
             f"{name}[{row}] = {labels[row].item()} lies in task group {episode_group[row].item()} here and in "
             f"{owner[label[row]].item()} elsewhere; labels must differ where episode_group does"
         )
+
+
+def label_error(traj: Tensor, episode_group: Tensor, step_group: Tensor) -> ValueError:
+    """What is wrong with labels that are known to be wrong."""
+    try:
+        first, _, trajectory = trajectory_layout(traj)
+        check_nested("traj", traj, trajectory, len(first), episode_group)
+        groups, label = step_group.unique(return_inverse=True)
+        check_nested("step_group", step_group, label, len(groups), episode_group)
+    except ValueError as error:
+        return error
+    raise AssertionError("the flag of wrong labels was raised for right ones")
 
 
 def check_rows(reward: Tensor, **columns: Tensor) -> None:

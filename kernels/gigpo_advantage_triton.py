@@ -1,222 +1,334 @@
-"""Triton half of `gigpo_advantage`: three kernels, on what three sorts have put in order.
+"""Triton half of `gigpo_advantage`: four kernels that neither sort nor wait for the device.
 
-    returns_kernel    one program a trajectory, from its last row backwards: G and R_tau
-    group_kernel      one program a group: size, mean, sigma, and whether it is constant
+    score_kernel      each row: its trajectory is walked for G and R_tau; its groups are looked up in hash tables, and
+                      their least and greatest score and size counted
+    moment_kernel     each row: adds to the sums of its groups; run again, to their sums of squares
     advantage_kernel  each row: both levels and their sum
 
-Every sum has a fixed order, so results repeat bit for bit (adding into groups with atomics, as `index_add` does on a
-GPU, would not), and equal futures give bit-equal returns, because a trajectory is read from its end. The formulas are
-those of `gigpo_advantage.py`, in float64, or float32 under parity.
+A group is named by a row of it, its owner: the first to reach the group's place in the table. Which one that is may
+differ from run to run, and so may the order of atomic additions. Results do not: integers are added, shares of the
+group's spread (high - low) of which all together fill 61 bits, so that no sum overflows, rounds or depends on order.
 
-Legend: N rows, K trajectories, G groups, M rows or trajectories that a level counts.
+    u_i = (score_i - low) / spread        sum = sum_i floor(2^61 / n u_i)        mean = low + spread sum / 2^61
+    squares = sum_i floor(2^61 / n (u_i - sum / 2^61)^2)        sigma = spread sqrt(squares / 2^61 n / (n - 1))
+
+Returns are summed from each row on to the end of its trajectory, so equal futures give bit-equal returns. Statistics
+are float64, under parity of scores that are rounded to float32.
+
+Rows of wrong labels (see `gigpo_advantage`) raise a flag, and make their task or anchor group NaN: while a CUDA graph
+is captured nobody can wait for the flag.
+
+Legend: N rows.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gigpo_advantage import ROUNDING_ULP, Parts, Rule, trajectory_layout
+from .dispatch import capturing, interpreting
+from .gigpo_advantage import ROUNDING_ULP, Parts, Rule, label_error
 
-RETURNS_BLOCK, GROUP_BLOCK, ROWS_BLOCK = 64, 128, 256
-"""Of one, one and four warps: trajectories have tens of rows, anchor groups rarely more than a hundred."""
+ROWS_BLOCK, ROWS_WARPS = 128, 4
+WALK_BLOCK, WALK_LOG_STEPS, WALK_WARPS = 32, 3, 1
+"""Each row reads 8 of its trajectory, which has tens of rows, at once. One warp, because it goes on until the longest
+trajectory among its rows has ended: more warps would wait for each other after each reading."""
+INTERPRETED_WALK = (128, 7, 1)
+
+INVERTED_LOW, HIGH, SIZE, SUM = (tl.constexpr(field) for field in range(4))
+FIELDS = tl.constexpr(5)
+"""Of a group: the greatest of its inverted keys and of its keys (see `key_of`), its size, its sum, its squares."""
+WHOLE = tl.constexpr(2.0**61)
+SIGN = tl.constexpr(-(2**63))
+HASH = tl.constexpr(0x9E3779B97F4A7C15)
+"""2^64 divided by the golden ratio: neighbours end up far apart."""
 
 
 @triton.jit
-def then(decay_a, sum_a, decay_b, sum_b):
-    """First a, then b: G becomes decay * G + sum."""
-    return decay_a * decay_b, decay_b * sum_a + sum_b
+def key_of(x):
+    """u64 in the order of float64 x, above 0 for each number. NaN are below or above all others."""
+    bits = x.to(tl.int64, bitcast=True)
+    return tl.where(bits < 0, ~bits, bits | SIGN).to(tl.uint64, bitcast=True)
 
 
 @triton.jit
-def returns_kernel(
+def of_key(key):
+    bits = key.to(tl.int64, bitcast=True)
+    return tl.where(bits < 0, bits ^ SIGN, ~bits).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def any_of(flags):
+    return tl.max(flags.to(tl.int32), 0) > 0
+
+
+@triton.jit
+def starts_of(traj_ptr, row, label, live):
+    """Whether a trajectory begins in each row."""
+    before = live & (row > 0)
+    return live & ((row == 0) | (tl.load(traj_ptr + row - 1, before, 0) != label))
+
+
+@triton.jit
+def walk(reward_ptr, traj_ptr, task_ptr, row, label, task, live, N, gamma, SIGN: tl.constexpr, LOG_STEPS: tl.constexpr):
+    """From `row` on (SIGN 1) or back (-1) to the end of the trajectory, `row` included.
+
+    Returns:
+        (sum_k gamma^k reward of the k-th row, their sum, how many of them lie in another task group)
+    """
+    k = tl.arange(0, 2**LOG_STEPS)
+    power = tl.zeros((2**LOG_STEPS,), tl.float64) + 1.0
+    leap = gamma
+    for bit in tl.static_range(LOG_STEPS):
+        power = tl.where(((k >> bit) & 1) == 1, power * leap, power)
+        leap = leap * leap  # gamma^(2^LOG_STEPS) in the end
+    factor = tl.zeros_like(row).to(tl.float64) + 1.0
+    discounted = tl.zeros_like(factor)
+    total = tl.zeros_like(factor)
+    strays = tl.zeros_like(row)
+    walking = live
+    while any_of(walking):
+        at = row[:, None] + SIGN * k[None, :]
+        inside = walking[:, None] & (at >= 0) & (at < N)
+        # Read before it is known whose they are: three loads wait at once.
+        found = tl.load(traj_ptr + at, inside, 0)
+        reward = tl.load(reward_ptr + at, inside, 0)
+        other = tl.load(task_ptr + at, inside, 0) != task[:, None]
+        same = inside & (found == label[:, None])
+        reward = tl.where(same, reward.to(tl.float64), 0.0)
+        discounted += factor * tl.sum(reward * power[None, :], 1)
+        total += tl.sum(reward, 1)
+        strays += tl.sum((same & other).to(tl.int64), 1)
+        walking = tl.min(same.to(tl.int32), 1) > 0
+        factor *= leap
+        row += SIGN * 2**LOG_STEPS
+    return discounted, total, strays
+
+
+@triton.jit
+def owner_of(label_ptr, table_ptr, row, label, live, places, shift):
+    """The row that owns the place of this label in the table: i32 [places], row + 1, or 0 where it is empty."""
+    place = ((label.to(tl.uint64, bitcast=True) * HASH) >> shift).to(tl.int64)
+    owner, mine = row, (row + 1).to(tl.int32)
+    looking = live
+    while any_of(looking):
+        # -1 is in no place: rows that have found theirs change nothing.
+        found = tl.atomic_cas(table_ptr + place, tl.where(looking, 0, -1), mine, sem="relaxed").to(tl.int64)
+        other = tl.where(found == 0, row, found - 1)
+        same = looking & (tl.load(label_ptr + other, looking, 0) == label)
+        owner = tl.where(same, other, owner)
+        looking &= ~same
+        place = tl.where(looking, (place + 1) & (places - 1), place)
+    return owner
+
+
+@triton.jit
+def count_score(stats_ptr, owner, score, counted, broken):
+    """Extremes and size of the owner's group, whose greatest score becomes NaN where it is broken."""
+    stats_ptr += owner * FIELDS
+    key = key_of(score)
+    tl.atomic_max(stats_ptr + INVERTED_LOW, ~key, counted, sem="relaxed")
+    tl.atomic_max(stats_ptr + HIGH, key, counted, sem="relaxed")
+    tl.atomic_add(stats_ptr + SIZE, tl.full(owner.shape, 1, tl.uint64), counted, sem="relaxed")
+    tl.atomic_max(stats_ptr + HIGH, ~tl.zeros(owner.shape, tl.uint64), broken, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["N", "places", "shift"])
+def score_kernel(
     reward_ptr,  # [N]
-    bounds_ptr,  # i64 [K + 1], first rows
-    params_ptr,  # [5], see `parameters`
+    traj_ptr,  # [N], integers
+    task_ptr,  # [N], integers: episode_group
+    step_ptr,  # [N], integers: step_group
+    valid_ptr,  # [N]
+    tables_ptr,  # i32 [3, places] of 0: trajectories, task groups, anchor groups
+    stats_ptr,  # u64 [2, N, FIELDS] of 0, and one more: the flag
+    score_ptr,  # f64 [2, N]: episode level, step level
+    owner_ptr,  # i32 [2, N]
     returns_ptr,  # [N]
-    total_ptr,  # [K]
+    N: tl.int64,
+    places: tl.int64,
+    shift,  # 64 - log2 places
+    gamma: tl.float64,
+    penalty: tl.float64,
+    BY_ROW: tl.constexpr,
+    PARITY: tl.constexpr,
     BLOCK: tl.constexpr,
+    LOG_STEPS: tl.constexpr,
 ):
-    k = tl.program_id(0)
-    start, stop = tl.load(bounds_ptr + k), tl.load(bounds_ptr + k + 1)
-    gamma = tl.load(params_ptr)
-    total = 0.0 * gamma
-    follow = total  # G of the row after this block's last
-    for done in range(0, stop - start, BLOCK):
-        row = stop - 1 - done - tl.arange(0, BLOCK)
-        reward = tl.load(reward_ptr + row, row >= start, 0.0)
-        decay, partial = tl.associative_scan((gamma + tl.zeros_like(reward), reward), 0, then)
-        returns = partial + decay * follow
-        tl.store(returns_ptr + row, returns, row >= start)
-        total += tl.sum(reward, 0)
-        follow = tl.sum(tl.where(tl.arange(0, BLOCK) == BLOCK - 1, returns, 0.0), 0)
-    tl.store(total_ptr + k, total)
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = row < N
+    trajectory = tl.load(traj_ptr + row, live, 0)
+    task = tl.load(task_ptr + row, live, 0)
+    step = tl.load(step_ptr + row, live, 0)
 
+    gamma += tl.zeros((1,), tl.float64)  # the interpreter would hand a number on as float32
+    returns, total, strays = walk(reward_ptr, traj_ptr, task_ptr, row, trajectory, task, live, N, gamma, 1, LOG_STEPS)
+    _, before, back = walk(reward_ptr, traj_ptr, task_ptr, row - 1, trajectory, task, live, N, gamma, -1, LOG_STEPS)
+    total += before
+    strays += back
+    tl.store(returns_ptr + row, returns.to(returns_ptr.dtype.element_ty), live)
+    if PARITY:
+        charge = tl.where(tl.load(valid_ptr + row, live, 1) != 0, 0.0, penalty).to(tl.float32)
+        total = (total.to(tl.float32) - charge).to(tl.float64)
+        returns = (returns.to(tl.float32) - charge).to(tl.float64)
+    tl.store(score_ptr + row, total, live)
+    tl.store(score_ptr + N + row, returns, live)
 
-@triton.jit(do_not_specialize=["G"])
-def group_kernel(
-    score_ptr,  # [N]
-    member_ptr,  # i64 [M], rows, group after group
-    bounds_ptr,  # i64 [G + 1], where each group begins among the members
-    params_ptr,  # [5]
-    stats_ptr,  # [4, G]: size, mean, sigma, constant (0 or 1)
-    G,
-    BLOCK: tl.constexpr,
-):
-    g = tl.program_id(0)
-    start, stop = tl.load(bounds_ptr + g), tl.load(bounds_ptr + g + 1)
-    low = tl.load(score_ptr + tl.load(member_ptr + start))
-    high = low
-    for at in range(start, stop, BLOCK):
-        index = at + tl.arange(0, BLOCK)
-        row = tl.load(member_ptr + index, index < stop, 0)
-        score = tl.load(score_ptr + row, index < stop, 0.0)
-        low = tl.minimum(low, tl.min(tl.where(index < stop, score, low), 0))
-        high = tl.maximum(high, tl.max(tl.where(index < stop, score, high), 0))
-    size = (stop - start).to(low.dtype)
-    offset = low * 0.0  # mean above low: exactly 0 in a constant group
-    for at in range(start, stop, BLOCK):
-        index = at + tl.arange(0, BLOCK)
-        row = tl.load(member_ptr + index, index < stop, 0)
-        score = tl.load(score_ptr + row, index < stop, 0.0)
-        offset += tl.sum(tl.where(index < stop, score - low, 0.0), 0)
-    offset = offset / size
-    square = low * 0.0
-    for at in range(start, stop, BLOCK):
-        index = at + tl.arange(0, BLOCK)
-        row = tl.load(member_ptr + index, index < stop, 0)
-        score = tl.load(score_ptr + row, index < stop, 0.0)
-        distance = tl.where(index < stop, score - low - offset, 0.0)
-        square += tl.sum(distance * distance, 0)
-    within = tl.load(params_ptr + 4) * tl.maximum(tl.abs(low), tl.abs(high))
-    stats_ptr += g
-    tl.store(stats_ptr, size)
-    tl.store(stats_ptr + G, low + offset)
-    tl.store(stats_ptr + 2 * G, tl.sqrt(square / tl.maximum(size - 1.0, 1.0)))
-    tl.store(stats_ptr + 3 * G, tl.where(high - low <= within, 1.0, 0.0))
+    starts = starts_of(traj_ptr, row, trajectory, live)
+    again = starts & (owner_of(traj_ptr, tables_ptr, row, trajectory.to(tl.int64), starts, places, shift) != row)
+    task_owner = owner_of(task_ptr, tables_ptr + places, row, task.to(tl.int64), live, places, shift)
+    step_owner = owner_of(step_ptr, tables_ptr + 2 * places, row, step.to(tl.int64), live, places, shift)
+    tl.store(owner_ptr + row, task_owner.to(tl.int32), live)
+    tl.store(owner_ptr + N + row, step_owner.to(tl.int32), live)
+
+    task_broken = again | (live & (strays > 0))
+    step_broken = live & (tl.load(task_ptr + step_owner, live, 0) != task)
+    count_score(stats_ptr, task_owner, total, live if BY_ROW else starts, task_broken)
+    count_score(stats_ptr + FIELDS * N, step_owner, returns, live, step_broken)
+    tl.atomic_max(
+        stats_ptr + 2 * FIELDS * N + tl.zeros_like(row), tl.full(row.shape, 1, tl.uint64), task_broken | step_broken,
+        sem="relaxed",
+    )  # fmt: skip
 
 
 @triton.jit
-def level(score, charge, stats_ptr, groups, label, live, params_ptr, STEP: tl.constexpr, SCALE: tl.constexpr,
-          PARITY: tl.constexpr):  # fmt: skip
+def spread_of(group_ptr, live):
+    """(low, high, size) of a group."""
+    low = of_key(~tl.load(group_ptr + INVERTED_LOW, live, 0))
+    high = of_key(tl.load(group_ptr + HIGH, live, 0))
+    return low, high, tl.load(group_ptr + SIZE, live, 1).to(tl.float64)
+
+
+@triton.jit(do_not_specialize=["N"])
+def moment_kernel(
+    traj_ptr,  # [N]
+    score_ptr,  # f64 [2, N]
+    owner_ptr,  # i32 [2, N]
+    stats_ptr,  # u64 [2, N, FIELDS]
+    N: tl.int64,
+    SQUARES: tl.constexpr,
+    BY_ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = row < N
+    for level in tl.static_range(2):
+        counted = live
+        if level == 0 and not BY_ROW:
+            counted = starts_of(traj_ptr, row, tl.load(traj_ptr + row, live, 0), live)
+        group_ptr = stats_ptr + tl.load(owner_ptr + row, counted, 0).to(tl.int64) * FIELDS
+        low, high, size = spread_of(group_ptr, counted)
+        part = (tl.load(score_ptr + row, counted, 0.0) - low) / (high - low)
+        if SQUARES:
+            part -= tl.load(group_ptr + SUM, counted, 0).to(tl.float64) / WHOLE
+            part *= part
+        # A spread of 0 or NaN: every score is low, or none is of use.
+        part = tl.where(high > low, part, 0.0)
+        share = (part * (WHOLE / size)).to(tl.int64).to(tl.uint64, bitcast=True)
+        tl.atomic_add(group_ptr + SUM + SQUARES, share, counted, sem="relaxed")
+        score_ptr += N
+        owner_ptr += N
+        stats_ptr += FIELDS * N
+
+
+@triton.jit
+def level_advantage(score_ptr, owner_ptr, stats_ptr, row, live, charge, min_sigma, eps, within,
+                    STEP: tl.constexpr, SCALE: tl.constexpr, PARITY: tl.constexpr):  # fmt: skip
     """The advantage of one level for a block of rows."""
-    floor, eps = tl.load(params_ptr + 2), tl.load(params_ptr + 3)
-    size = tl.load(stats_ptr + label, live, 1.0)
-    mean = tl.load(stats_ptr + groups + label, live, 0.0)
-    sigma = tl.load(stats_ptr + 2 * groups + label, live, 0.0)
+    score = tl.load(score_ptr + row, live, 0.0)
+    group_ptr = stats_ptr + tl.load(owner_ptr + row, live, 0).to(tl.int64) * FIELDS
+    low, high, size = spread_of(group_ptr, live)
+    spread = high - low
+    mean = low + spread * (tl.load(group_ptr + SUM, live, 0).to(tl.float64) / WHOLE)
+    square = tl.load(group_ptr + SUM + 1, live, 0).to(tl.float64) / WHOLE
+    sigma = spread * tl.sqrt(square * (size / tl.where(size > 1.0, size - 1.0, 1.0)))
     if PARITY:
         raw = (size == 1.0) & (not STEP)  # verl-agent: an episode list of one score passes through
         advantage = score - tl.where(raw, 0.0, mean)
         if SCALE:
             advantage = advantage / (tl.where(raw, 1.0, sigma) + eps)
     else:
-        constant = tl.load(stats_ptr + 3 * groups + label, live, 0.0)
-        advantage = tl.where(constant > 0.0, 0.0, score - mean)
+        constant = spread <= within * tl.maximum(tl.abs(low), tl.abs(high))
+        advantage = tl.where(constant, 0.0, score - mean)
         if SCALE:
             advantage = advantage / (sigma + eps)
-            charge = charge / (tl.maximum(sigma, floor) + eps)
+            charge = charge / (tl.where(sigma < min_sigma, min_sigma, sigma) + eps)
         advantage = advantage - charge
         if STEP:
             advantage = tl.where(size == 1.0, 0.0, advantage)
     return advantage
 
 
-@triton.jit(do_not_specialize=["N", "episode_groups", "step_groups"])
+@triton.jit(do_not_specialize=["N"])
 def advantage_kernel(
-    episode_score_ptr,  # [N], step_score too
-    step_score_ptr,
-    charge_ptr,  # [N]
-    episode_stats_ptr,  # [4, G], step_stats too
-    step_stats_ptr,
-    episode_label_ptr,  # i64 [N], step_label too
-    step_label_ptr,
-    params_ptr,  # [5]
+    valid_ptr,  # [N]
+    score_ptr,  # f64 [2, N]
+    owner_ptr,  # i32 [2, N]
+    stats_ptr,  # u64 [2, N, FIELDS]
     out_ptr,  # [3, N]: advantage, episode level, step level
-    N,
-    episode_groups,
-    step_groups,
+    N: tl.int64,
+    penalty: tl.float64,
+    omega: tl.float64,
+    min_sigma: tl.float64,
+    eps: tl.float64,
+    within: tl.float64,
     SCALE: tl.constexpr,
     PARITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = row < N
-    charge = tl.load(charge_ptr + row, live, 0.0)
-    episode = level(
-        tl.load(episode_score_ptr + row, live, 0.0), charge, episode_stats_ptr, episode_groups,
-        tl.load(episode_label_ptr + row, live, 0), live, params_ptr, False, SCALE, PARITY,
-    )  # fmt: skip
-    step = level(
-        tl.load(step_score_ptr + row, live, 0.0), charge, step_stats_ptr, step_groups,
-        tl.load(step_label_ptr + row, live, 0), live, params_ptr, True, SCALE, PARITY,
+    exact = tl.zeros((1,), tl.float64)  # see score_kernel
+    charge = tl.where(tl.load(valid_ptr + row, live, 1) != 0, 0.0, penalty + exact)
+    min_sigma, eps, within = min_sigma + exact, eps + exact, within + exact
+    episode = level_advantage(
+        score_ptr, owner_ptr, stats_ptr, row, live, charge, min_sigma, eps, within, False, SCALE, PARITY
+    )
+    step = level_advantage(
+        score_ptr + N, owner_ptr + N, stats_ptr + FIELDS * N, row, live, charge, min_sigma, eps, within, True, SCALE,
+        PARITY,
     )  # fmt: skip
     out_ptr += row
-    tl.store(out_ptr, episode + tl.load(params_ptr + 1) * step, live)
-    tl.store(out_ptr + N, episode, live)
-    tl.store(out_ptr + 2 * tl.cast(N, tl.int64), step, live)
-
-
-class Groups(NamedTuple):
-    """Labels, put in order."""
-
-    order: Tensor
-    """i64 [M], positions by label, stable"""
-    bounds: Tensor
-    """i64 [G + 1], where each group begins in `order`"""
-    label: Tensor
-    """i64 [M] in [0, G)"""
-
-
-def in_groups(labels: Tensor) -> Groups:
-    """One stable sort and one wait for the number of groups; no atomics."""
-    values, order = labels.sort(stable=True)
-    begins = torch.ones_like(values, dtype=torch.bool)
-    begins[1:] = values[1:] != values[:-1]
-    bounds = torch.cat([begins.nonzero().squeeze(1), order.new_tensor([len(labels)])])
-    label = torch.empty_like(order)
-    label[order] = begins.cumsum(0) - 1
-    return Groups(order=order, bounds=bounds, label=label)
-
-
-def parameters(rule: Rule, like: Tensor) -> Tensor:
-    """[5] on the device, in full precision: Triton passes Python's floats as float32."""
-    values = (rule.gamma, rule.omega, rule.min_sigma, rule.eps, ROUNDING_ULP * rule.ulp)
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+    kind = out_ptr.dtype.element_ty
+    tl.store(out_ptr, (episode + omega * step).to(kind), live)
+    tl.store(out_ptr + N, episode.to(kind), live)
+    tl.store(out_ptr + 2 * N, step.to(kind), live)
 
 
 def gigpo_parts_triton(
-    reward: Tensor, traj: Tensor, episode_group: Tensor, step_group: Tensor, charge: Tensor, rule: Rule
+    reward: Tensor, traj: Tensor, episode_group: Tensor, step_group: Tensor, valid: Tensor, rule: Rule
 ) -> Parts:
-    """`gigpo_parts` on a GPU; all [N], float64 or (parity) float32."""
-    N = len(reward)
-    first, _, trajectory = trajectory_layout(traj)
-    returns, total_K = torch.empty_like(reward), reward.new_empty(len(first))
-    out = reward.new_empty(3, N)
+    """`gigpo_parts` on a GPU; all [N] in the rule's dtype. Waits once, for the flag, unless a graph is captured."""
+    N, device = len(reward), reward.device
+    out = torch.empty(4, N, dtype=rule.dtype, device=device)
+    parts = Parts(*out)
     if N == 0:
-        return Parts(out[0], out[1], out[2], returns)
-    params = parameters(rule, reward)
-    bounds = torch.cat([first, first.new_tensor([N])])
+        return parts
+    reward, traj, episode_group, step_group, valid = (
+        column.contiguous() for column in (reward, traj, episode_group, step_group, valid)
+    )
+    bits = max(6, (2 * N - 1).bit_length())  # at least twice as many places as there can be groups
+    zeros = torch.zeros((3 << bits) // 2 + 2 * FIELDS.value * N + 1, dtype=torch.uint64, device=device)
+    tables, stats = zeros[: (3 << bits) // 2].view(torch.int32), zeros[(3 << bits) // 2 :]
+    scores = torch.empty(2, N, dtype=torch.float64, device=device)
+    owners = torch.empty(2, N, dtype=torch.int32, device=device)
+    block, log_steps, warps = INTERPRETED_WALK if interpreting() else (WALK_BLOCK, WALK_LOG_STEPS, WALK_WARPS)
+    rows: dict[str, Any] = {"BLOCK": ROWS_BLOCK, "num_warps": ROWS_WARPS}
     with torch.cuda.device_of(reward):
-        returns_kernel[(len(first),)](
-            reward.contiguous(), bounds, params, returns, total_K, BLOCK=RETURNS_BLOCK, num_warps=1
-        )
-        scores = [total_K[trajectory], returns]
-        if rule.parity:
-            scores = [score - charge for score in scores]
-
-        step = in_groups(step_group)
-        episode = in_groups(episode_group if rule.by_row else episode_group[first])
-        members = (episode.order if rule.by_row else first[episode.order], step.order)
-        stats = []
-        for score, member, groups in zip(scores, members, (episode, step), strict=True):
-            G = len(groups.bounds) - 1
-            stats.append(reward.new_empty(4, G))
-            group_kernel[(G,)](score, member, groups.bounds, params, stats[-1], G, BLOCK=GROUP_BLOCK, num_warps=1)
-        advantage_kernel[(triton.cdiv(N, ROWS_BLOCK),)](
-            *scores, charge, *stats, episode.label if rule.by_row else episode.label[trajectory], step.label, params,
-            out, N, stats[0].shape[1], stats[1].shape[1], SCALE=rule.scale, PARITY=rule.parity, BLOCK=ROWS_BLOCK,
-            num_warps=4,
+        score_kernel[(triton.cdiv(N, block),)](
+            reward, traj, episode_group, step_group, valid, tables, stats, scores, owners, parts.returns, N, 1 << bits,
+            64 - bits, rule.gamma, rule.penalty, BY_ROW=rule.by_row, PARITY=rule.parity, BLOCK=block,
+            LOG_STEPS=log_steps, num_warps=warps,
         )  # fmt: skip
-    return Parts(out[0], out[1], out[2], returns)
+        grid = (triton.cdiv(N, ROWS_BLOCK),)
+        for squares in (False, True):
+            moment_kernel[grid](traj, scores, owners, stats, N, SQUARES=squares, BY_ROW=rule.by_row, **rows)
+        advantage_kernel[grid](
+            valid, scores, owners, stats, out, N, rule.penalty, rule.omega, rule.min_sigma, rule.eps,
+            ROUNDING_ULP * rule.ulp, SCALE=rule.scale, PARITY=rule.parity, **rows,
+        )  # fmt: skip
+    if not capturing(reward) and stats[-1].item():
+        raise label_error(traj, episode_group, step_group)
+    return parts

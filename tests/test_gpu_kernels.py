@@ -246,3 +246,40 @@ def test_gigpo_advantage_is_that_of_the_cpu(rows: int, episode_stats: str) -> No
         assert torch.equal(a, b)
         torch.testing.assert_close(a.cpu(), truth, rtol=1e-9, atol=1e-9)
         assert torch.equal(a.cpu() == 0, truth == 0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = gigpo_advantage(**device, **options)
+    device["reward"].copy_(1 - device["reward"])
+    graph.replay()
+    for a, b in zip(replayed, gigpo_advantage(**device, **options), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_wrong_labels_of_gigpo_advantage_are_named() -> None:
+    rows = {
+        name: torch.zeros(1000, dtype=torch.int64, device="cuda") for name in ("traj", "episode_group", "step_group")
+    }
+    rows |= {"reward": torch.rand(1000, device="cuda"), "valid": torch.ones(1000, device="cuda")}
+    rows["step_group"][900:] = 4
+    rows["episode_group"][950] = 1
+    with pytest.raises(ValueError, match=r"traj\[\d+\] = 0 lies in task group"):
+        gigpo_advantage(**rows, gamma=0.95, omega=1.0)
+    rows["traj"] += torch.arange(1000, device="cuda")
+    with pytest.raises(ValueError, match=r"step_group\[\d+\] = 4 lies in task group"):
+        gigpo_advantage(**rows, gamma=0.95, omega=1.0)
+    rows["traj"][999] = 0
+    with pytest.raises(ValueError, match="the rows of 0 are not contiguous"):
+        gigpo_advantage(**rows, gamma=0.95, omega=1.0)
+
+
+@pytest.mark.parametrize("length", [4097, 131072])
+def test_returns_over_one_long_trajectory(length: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    zeros = torch.zeros(length, dtype=torch.int64)
+    columns = {"reward": torch.rand(length, generator=g, dtype=torch.float64), "traj": zeros, "episode_group": zeros}
+    columns |= {"step_group": torch.arange(length) % 7, "valid": zeros == 0}
+    options: dict[str, Any] = {"gamma": 0.99, "omega": 1.0, "return_parts": True}
+    expected = gigpo_advantage(**columns, **options)
+    got = gigpo_advantage(**{name: column.cuda() for name, column in columns.items()}, **options)
+    torch.testing.assert_close(got.returns.cpu(), expected.returns, rtol=1e-12, atol=0)
+    torch.testing.assert_close(got.advantage.cpu(), expected.advantage, rtol=1e-9, atol=1e-9)

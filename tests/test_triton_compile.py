@@ -22,13 +22,16 @@ POINTERS = {
 }  # fmt: skip
 SIZES = (
     "T", "V", "H", "n", "v", "num_tiles", "vocab_start", "stride", "out_stride", "hidden_stride", "hidden_step",
-    "weight_stride", "weight_step", "stats_stride", "N", "G", "episode_groups", "step_groups",
+    "weight_stride", "weight_step", "stats_stride", "shift",
 )  # fmt: skip
 HEAD = {"HAS_BIAS": True, "SOFTCAP": True}  # the most that a kernel has to hold
-DOUBLES = ("reward", "params", "returns", "total", "score", "stats", "episode_score", "step_score", "charge",
-           "episode_stats", "step_stats", "out")  # fmt: skip
-INDICES = ("bounds", "member", "episode_label", "step_label")
-GIGPO = {**{f"{name}_ptr": "*fp64" for name in DOUBLES}, **{f"{name}_ptr": "*i64" for name in INDICES}}
+GIGPO = {
+    **dict.fromkeys(("N", "places"), "i64"),
+    **dict.fromkeys(("gamma", "penalty", "omega", "min_sigma", "eps", "within"), "fp64"),
+    **dict.fromkeys(("traj_ptr", "task_ptr", "step_ptr"), "*i64"), "valid_ptr": "*i1", "stats_ptr": "*u64",
+    "tables_ptr": "*i32", "owner_ptr": "*i32", "score_ptr": "*fp64", "reward_ptr": "*fp64", "returns_ptr": "*fp64",
+    "out_ptr": "*fp64",
+}  # fmt: skip
 TARGETS = (80, 90, 100)
 STEPS = {"hidden_step": 1, "weight_step": 1}  # Triton makes constants of ones
 
@@ -111,6 +114,7 @@ def test_pointer_kernel(target: int, launch: linear.Launch, kinds: tuple[str, st
 
 GRAD = {"HAS_TOTAL": True, "HAS_P_LOGP": True, "HAS_SCALE": True, "BLOCK": rows.GRAD_BLOCK}
 TEACHER = {"STUDENT_BIAS": True, "TEACHER_BIAS": True, "SOFTCAP": True, "HAS_SCALE": True, "BLOCK": distill.BLOCK}
+WALK, ROWS = {"BLOCK": gigpo.WALK_BLOCK, "LOG_STEPS": gigpo.WALK_LOG_STEPS}, {"BLOCK": gigpo.ROWS_BLOCK}
 ROW_KERNELS: list[tuple[Any, dict[str, Any], int, dict[str, str]]] = [
     (linear.target_logit_kernel, {**HEAD, **STEPS, "BLOCK_T": 16, "BLOCK_H": 128}, 4, {}),
     (linear.merge_tiles_kernel, {"BLOCK_T": 32, "TILES": 32}, 4, {}),
@@ -121,9 +125,11 @@ ROW_KERNELS: list[tuple[Any, dict[str, Any], int, dict[str, str]]] = [
     (rows.logit_grad_kernel, {**HEAD, **GRAD}, rows.GRAD_WARPS, {"raw_ptr": "*bf16", "out_ptr": "*bf16"}),
     *((distill.divergence_kernel, {**TEACHER, "KIND": kind}, distill.WARPS, {"out_ptr": "*bf16"})
       for kind in ("forward_kl", "reverse_kl", "jsd")),
-    (gigpo.returns_kernel, {"BLOCK": gigpo.RETURNS_BLOCK}, 1, GIGPO),
-    (gigpo.group_kernel, {"BLOCK": gigpo.GROUP_BLOCK}, 1, GIGPO),
-    *((gigpo.advantage_kernel, {"SCALE": True, "PARITY": parity, "BLOCK": gigpo.ROWS_BLOCK}, 4, GIGPO)
+    *((gigpo.score_kernel, {"BY_ROW": parity, "PARITY": parity, **WALK}, gigpo.WALK_WARPS, GIGPO)
+      for parity in (False, True)),
+    *((gigpo.moment_kernel, {"SQUARES": squares, "BY_ROW": False, **ROWS}, gigpo.ROWS_WARPS, GIGPO)
+      for squares in (False, True)),
+    *((gigpo.advantage_kernel, {"SCALE": True, "PARITY": parity, **ROWS}, gigpo.ROWS_WARPS, GIGPO)
       for parity in (False, True)),
 ]  # fmt: skip
 

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 
 FILES = (
     "triton_cases.py",
+    "gigpo_cases.py",
     "test_linear_logprob.py",
     "test_compiled_calls.py",
     "test_logprob_sizes.py",
