@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .adapters_gigpo import build_step_group, compute_gigpo_outcome_advantage
+from .checks import check_targets
 from .gigpo_advantage import check_choice
 from .linear_logprob import linear_logprob
-from .projection import check_targets, compute_dtype
+from .projection import compute_dtype
 from .selective_logprob import selective_logprob
 
 __all__ = [

@@ -20,21 +20,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .checks import check_backend, check_denominator, check_projection, check_targets, check_temperature, kept_rows
 from .dispatch import untraced, use_triton
-from .projection import (
-    LogitMap,
-    RawGrad,
-    check_backend,
-    check_denominator,
-    check_projection,
-    check_targets,
-    check_temperature,
-    column_pieces,
-    compute_dtype,
-    kept_rows,
-    log_softmax_,
-    raw_logits_ref,
-)
+from .projection import LogitMap, RawGrad, column_pieces, compute_dtype, log_softmax_, raw_logits_ref
 from .token_loss import Head, Logits, TokenLoss, TorchLogits
 
 Divergence = Literal["nll", "forward_kl", "reverse_kl", "jsd"]
@@ -133,7 +121,7 @@ def masked_distill_loss_chunked(
     if teacher is not None:
         teacher_head = Head.of(teacher.hidden, teacher.weight, teacher.bias, on_triton=on_triton, dtype=dtype)
 
-    def chunk_loss(logits: Logits, rows: slice) -> tuple[Tensor, RawGrad]:
+    def chunk_loss(logits: Logits, rows: slice, wanted: bool) -> tuple[Tensor, RawGrad]:
         teacher_logits = None
         if teacher is not None and teacher_head is not None:
             x = teacher_head.factor(teacher.hidden[rows])
@@ -141,7 +129,7 @@ def masked_distill_loss_chunked(
         d, draw = chunk_divergence(logits, teacher_logits, targets[rows], token_weight[rows], divergence)
         return (token_weight[rows] * d).sum(), draw
 
-    return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss, on_triton)
+    return TokenLoss.run(hidden, weight, bias, logit_map, targets if teacher is None else None, chunk_loss, on_triton)
 
 
 def chunk_divergence(
@@ -183,7 +171,7 @@ def masked_distill_loss(
     Args:
         hidden, weight, targets, bias, temperature, softcap, ignore_index: as in `linear_logprob`. `targets` also masks
             rows for the divergences that do not read them.
-        token_weight: [T], >= 0; rows of weight 0 are skipped, whatever else they hold.
+        token_weight: [T]; rows of weight 0 are skipped, whatever else they hold.
         divergence: "nll" towards the target; or towards a teacher's whole distribution.
         teacher_hidden: [T, H'], needed by all but "nll"; no gradient flows into the teacher.
         teacher_weight, teacher_bias: [V, H'], [V]; without teacher_weight the teacher uses the student's own
@@ -200,7 +188,7 @@ def masked_distill_loss(
             row that is kept.
     """
     check_projection(hidden, weight, bias, targets=targets, token_weight=token_weight, temperature=temperature)
-    check_targets(targets, len(weight), ignore_index)
+    targets = check_targets(targets, len(weight), ignore_index)
     check_denominator(denominator)
     check_backend(backend)
     if divergence not in get_args(Divergence):
@@ -210,7 +198,16 @@ def masked_distill_loss(
         raise ValueError(
             f"divergence = {divergence!r} with teacher_hidden {'None' if teacher_hidden is None else 'given'}: {remedy}"
         )
-    kept = kept_rows(targets, ignore_index, token_weight)
+    if teacher_hidden is None and not (teacher_weight is None and teacher_bias is None):
+        raise ValueError(
+            "teacher_weight or teacher_bias given without teacher_hidden: pass the teacher's hidden states"
+        )
+    if teacher_weight is None and teacher_bias is not None:
+        raise ValueError(
+            "teacher_bias given without teacher_weight: the teacher then has the student's weight and bias; pass "
+            "teacher_weight too"
+        )
+    rows = kept_rows(targets, ignore_index, token_weight)
     teacher = None
     if teacher_hidden is not None:
         if teacher_weight is None:
@@ -222,12 +219,12 @@ def masked_distill_loss(
                 f"have the student's T = {len(hidden)} and V = {len(weight)}"
             )
         teacher = Teacher(
-            hidden=teacher_hidden.detach()[kept],
+            hidden=rows.pick(teacher_hidden.detach()),
             weight=teacher_weight.detach(),
             bias=None if teacher_bias is None else teacher_bias.detach(),
         )
-    row_weight = token_weight.detach()[kept].to(compute_dtype(hidden, weight, bias)) / denominator
+    row_weight = rows.pick(token_weight.detach()).to(compute_dtype(hidden, weight, bias)) / denominator
     run = masked_distill_loss_ref if backend == "reference" else masked_distill_loss_chunked
-    check_temperature(temperature, kept)
-    logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
-    return run(hidden[kept], weight, bias, logit_map, targets[kept].long(), row_weight, teacher, divergence)
+    check_temperature(temperature, rows)
+    logit_map = LogitMap(temperature=temperature, softcap=softcap).pick(rows)
+    return run(rows.pick(hidden), weight, bias, logit_map, rows.pick(targets), row_weight, teacher, divergence)

@@ -144,4 +144,4 @@ def nll_triton(logits: TritonLogits, targets: Tensor, row_weight: Tensor) -> tup
     """(-log S(y) [n], gradient of row_weight * that by the raw logits)."""
     softmax = logits.stats(targets)
     grad = SoftmaxGrad.from_upstream(row_weight, g_logprob=-row_weight)
-    return -softmax.logprob, logits.grad(grad, softmax, targets)
+    return -softmax.logprob, logits.grad(grad, softmax.normaliser, targets)

@@ -23,6 +23,7 @@ valid) throughout, no floor and no guard, an episode list of one score passes th
 Sources: GiGPO (arXiv 2505.10978); the two rules are ours. Legend: N rows, K groups.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, overload
 
@@ -189,8 +190,7 @@ def gigpo_advantage(
     check_choice("normalize", normalize, ("mean_std", "mean"))
     check_choice("episode_stats", episode_stats, ("trajectory", "row"))
     check_choice("parity", parity, (None, "verl_agent"))
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma = {gamma} must lie in [0, 1]")
+    check_numbers(gamma, omega, penalty, min_sigma, eps)
     rule = Rule(
         gamma=gamma,
         omega=omega,
@@ -281,10 +281,23 @@ def label_error(traj: Tensor, episode_group: Tensor, step_group: Tensor) -> Valu
 
 
 def check_rows(reward: Tensor, **columns: Tensor) -> None:
-    """Raises ValueError unless every column has the shape [N] of reward."""
+    """Raises ValueError unless every column has the shape [N] of reward, and labels are integers."""
     for name, column in columns.items():
         if reward.ndim != 1 or column.shape != reward.shape:
             raise ValueError(f"{name} {tuple(column.shape)} and reward {tuple(reward.shape)} must both be [N]")
+        if name != "valid" and (column.is_floating_point() or column.is_complex()):
+            raise ValueError(f"{name} has dtype {column.dtype}; labels must be integers: number the groups")
+
+
+def check_numbers(gamma: float, omega: float, penalty: float, min_sigma: float, eps: float) -> None:
+    """Raises ValueError naming the number and its range."""
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma = {gamma} must lie in [0, 1]")
+    if not 0.0 < eps < math.inf:
+        raise ValueError(f"eps = {eps} must be > 0: it keeps constant groups from dividing 0 by 0 (1e-6 is usual)")
+    for name, value in (("omega", omega), ("penalty", penalty), ("min_sigma", min_sigma)):
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"{name} = {value} must be at least 0 and finite")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

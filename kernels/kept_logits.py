@@ -17,7 +17,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .projection import blocks
+from .projection import Normaliser, blocks
 
 SPARE_BYTES = 64 << 20
 SPARE_SHARE = 0.1
@@ -96,13 +96,13 @@ class KeptLogits:
         place = None if self.roots else self._place(cols)
         return None if place is None else place[self._among_all(rows)]
 
-    def probabilities(self, cols: slice, rows: slice, lse: Tensor) -> Tensor | None:
-        """p[n, v] = exp(z - lse) from roots; None where none are kept."""
+    def probabilities(self, cols: slice, rows: slice, normaliser: Normaliser) -> Tensor | None:
+        """p[n, v] from roots; None where none are kept. `normaliser` [n] is that of the whole vocabulary."""
         if not self.roots or (place := self._place(cols)) is None:
             return None
         found = self._among_all(rows)
-        scale = ((self._peaks[cols.start // self._width, found] - lse) / 2).exp() / ROOT_STEPS
-        return place[found].to(lse.dtype).add_(ROOT_OFFSET).mul_(scale[:, None]).square_()
+        drop = self._peaks[cols.start // self._width, found] - normaliser.peak - normaliser.log_total
+        return place[found].to(drop.dtype).add_(ROOT_OFFSET).mul_((drop / 2).exp_().div_(ROOT_STEPS)[:, None]).square_()
 
     def _among_all(self, rows: slice) -> Tensor | slice:
         return rows if self._live is None else self._live[rows]

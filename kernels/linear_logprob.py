@@ -21,28 +21,27 @@ from typing import Any, Literal, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .checks import check_backend, check_projection, check_targets, check_temperature, kept_rows
 from .dispatch import use_triton
+from .first_order import first_order
 from .kept_logits import KeptLogits
 from .linear_logprob_graph import linear_logprob_graph
 from .projection import (
     LogitMap,
+    Normaliser,
     SoftmaxGrad,
     SoftmaxStats,
     blocks,
-    check_backend,
-    check_projection,
-    check_targets,
-    check_temperature,
     compute_dtype,
     exp_,
     full_precision,
-    kept_rows,
     merge,
+    put_,
     raw_logits,
     raw_logits_ref,
     softmax_stats_,
+    target_logits,
 )
 
 TOKEN_BLOCK = 2048
@@ -88,14 +87,15 @@ def shard_stats(
     x = hidden.to(dtype)
     stats = x.new_zeros(4, len(x))
     stats[0] = torch.finfo(dtype).min  # the peak of no columns; 0 would be wrong where all logits are negative
+    exact = target_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
     for cols in blocks(len(weight), VOCAB_BLOCK):
         w, b = weight[cols].to(dtype), None if bias is None else bias[cols].to(dtype)
         for rows in blocks(len(x), TOKEN_BLOCK):
-            z = raw_logits(x[rows], w, b)
+            where = locate(targets[rows], vocab_start + cols.start, len(w))
+            z = put_(raw_logits(x[rows], w, b), *where, exact[rows])
             if kept is not None:
                 kept.put_raw(cols, rows, z)
             logit_map.select(rows).apply_(z)
-            where = locate(targets[rows], vocab_start + cols.start, len(w))
             block = softmax_stats_(z, *where, with_moment=with_moment)
             stats[:, rows] = torch.stack(merge(SoftmaxStats(*stats[:, rows]), block))
             if kept is not None:
@@ -110,7 +110,7 @@ def shard_gradients(
     targets: Tensor,
     logit_map: LogitMap,
     grad: SoftmaxGrad,
-    lse: Tensor,
+    normaliser: Normaliser,
     vocab_start: int,
     needs: tuple[bool, bool, bool],
     kept: KeptLogits | None = None,
@@ -122,9 +122,10 @@ def shard_gradients(
     if use_triton(hidden, weight, bias):
         from .linear_logprob_triton import shard_gradients_triton
 
-        return shard_gradients_triton(hidden, weight, bias, targets, logit_map, grad, lse, vocab_start, needs)
+        return shard_gradients_triton(hidden, weight, bias, targets, logit_map, grad, normaliser, vocab_start, needs)
     need_x, need_w, need_b = needs
-    x = hidden.to(lse.dtype)
+    x = hidden.to(normaliser.peak.dtype)
+    exact = target_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
     # dz is scale_t (p_tv - 1[v = y_t]) where the slope has one value a row: the scale then goes to [n, H] factors.
     scale = _row_scale(grad, logit_map) if grad.of_logprob_alone and logit_map.softcap is None else None
     x_scaled = x if scale is None else x * scale[:, None]
@@ -136,16 +137,18 @@ def shard_gradients(
         dw_block, db_block = torch.zeros_like(w), x.new_zeros(len(w))
         for rows in blocks(len(x), TOKEN_BLOCK):
             column, inside = where = locate(targets[rows], vocab_start + cols.start, len(w))
-            p = None if kept is None or scale is None else kept.probabilities(cols, rows, lse[rows])
+            norm = normaliser.select(rows)
+            p = None if kept is None or scale is None else kept.probabilities(cols, rows, norm)
             if p is None:
                 held = None if kept is None else kept.raw(cols, rows)
-                z = raw_logits(x[rows], w, b) if held is None else held
+                z = put_(raw_logits(x[rows], w, b), *where, exact[rows]) if held is None else held
                 slope = logit_map.select(rows).apply_(z)
+                z.sub_(norm.peak[:, None])
                 if scale is None:
-                    dz = grad.select(rows).logits_(z, lse[rows], *where)
+                    dz = grad.select(rows).logits_(z, norm.log_total, *where)
                     dz = dz if slope is None else dz.mul_(slope)
                 else:
-                    p = exp_(z.sub_(lse[rows, None]))
+                    p = exp_(z.sub_(norm.log_total[:, None]))
             if p is not None:
                 dz = p.scatter_add_(1, column[:, None], -inside[:, None].to(p.dtype))
             if dx is not None:
@@ -184,7 +187,7 @@ class LinearLogprob(torch.autograd.Function):
         tp_group: dist.ProcessGroup | None,
         with_entropy: bool,
         kept: KeptLogits | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         with full_precision(hidden.device):
             local = shard_stats(
@@ -192,20 +195,22 @@ class LinearLogprob(torch.autograd.Function):
             )
         stats = merge_over_ranks(local, tp_group)
         logprob, entropy, lse = stats.logprob, stats.entropy, stats.lse  # nobody sees an entropy that was not asked for
-        ctx.save_for_backward(hidden, weight, bias, targets, entropy, lse)
+        normaliser = Normaliser(*(value.clone() for value in stats.normaliser))  # rows of a [4, T]
+        ctx.mark_non_differentiable(*normaliser)
+        ctx.save_for_backward(hidden, weight, bias, targets, logit_map.tensor, entropy, *normaliser)
         ctx.logit_map, ctx.vocab_start, ctx.tp_group, ctx.kept = logit_map, vocab_start, tp_group, kept
-        return logprob, entropy, lse
+        return logprob, entropy, lse, *normaliser
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(
-        ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None, g_lse: Tensor | None
+        ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None, g_lse: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, entropy, lse = ctx.saved_tensors
+        hidden, weight, bias, targets, _, entropy, *normaliser = ctx.saved_tensors
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy, g_lse)
         kept, ctx.kept = ctx.kept, None  # a second backward pass makes all logits again
         found = input_gradients(
-            hidden, weight, bias, targets, ctx.logit_map, grad, lse, needs=ctx.needs_input_grad[:3],
+            hidden, weight, bias, targets, ctx.logit_map, grad, Normaliser(*normaliser), needs=ctx.needs_input_grad[:3],
             vocab_start=ctx.vocab_start, tp_group=ctx.tp_group, kept=kept,
         )  # fmt: skip
         return *found, None, None, None, None, None, None
@@ -218,7 +223,7 @@ def input_gradients(
     targets: Tensor,
     logit_map: LogitMap,
     grad: SoftmaxGrad,
-    lse: Tensor,
+    normaliser: Normaliser,
     *,
     needs: tuple[bool, bool, bool],
     vocab_start: int = 0,
@@ -229,8 +234,8 @@ def input_gradients(
     live = grad.live_rows()  # the other rows cost nothing, and a NaN in one of them stays there
     with full_precision(hidden.device):
         dx, dw, db = shard_gradients(
-            hidden[live], weight, bias, targets[live], logit_map.select(live), grad.select(live), lse[live],
-            vocab_start, needs, None if kept is None else kept.select(live),
+            hidden[live], weight, bias, targets[live], logit_map.select(live), grad.select(live),
+            normaliser.select(live), vocab_start, needs, None if kept is None else kept.select(live),
         )  # fmt: skip
     if dx is not None:
         if tp_group is not None:
@@ -241,14 +246,12 @@ def input_gradients(
     return dx, dw, db
 
 
-def _room_for_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int, *, roots: bool
-) -> KeptLogits | None:
+def _room_for_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, roots: bool) -> KeptLogits | None:
     """Where the weight gets a gradient, and no kernel of a GPU has its own way."""
     if not (torch.is_grad_enabled() and weight.requires_grad) or use_triton(hidden, weight, bias):
         return None
     dtype = compute_dtype(hidden, weight, bias)
-    return KeptLogits(num_rows, weight, dtype, VOCAB_BLOCK, roots=roots and dtype == torch.float32)
+    return KeptLogits(len(hidden), weight, dtype, VOCAB_BLOCK, roots=roots and dtype == torch.float32)
 
 
 @overload
@@ -313,30 +316,46 @@ def linear_logprob(
             softcap, ignore_index, return_entropy,
         )  # fmt: skip
         return chosen(outputs, return_entropy, return_lse)
-    vocab_start, vocabulary = shard_bounds(weight, tp_group)
-    check_targets(targets, vocabulary, ignore_index)
-    targets, kept = targets.long(), kept_rows(targets, ignore_index, None)
-    check_temperature(temperature, kept)
-    logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
-    if backend == "reference":
-        outputs = linear_logprob_ref(
-            hidden[kept], weight, targets[kept], bias=bias, temperature=logit_map.temperature, softcap=softcap
-        )
-    else:
-        outputs = LinearLogprob.apply(
-            hidden[kept], weight, bias, targets[kept], logit_map, vocab_start, tp_group, return_entropy,
-            _room_for_logits(
-                hidden, weight, bias, len(targets[kept]), roots=softcap is None and not return_entropy
-            ),
-        )  # fmt: skip
-    if isinstance(kept, Tensor):
-        outputs = tuple(o.new_zeros(len(targets)).index_copy(0, kept, o) for o in outputs)
+    outputs = logprob_outputs(
+        hidden, weight, targets, bias=bias, temperature=temperature, softcap=softcap, ignore_index=ignore_index,
+        with_entropy=return_entropy, tp_group=tp_group, backend=backend,
+    )  # fmt: skip
     return chosen(outputs, return_entropy, return_lse)
 
 
+def logprob_outputs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None,
+    temperature: float | Tensor,
+    softcap: float | None,
+    ignore_index: int,
+    with_entropy: bool,
+    tp_group: dist.ProcessGroup | None = None,
+    backend: Literal["auto", "reference"] = "auto",
+) -> tuple[Tensor, ...]:
+    """(logprob, entropy, lse) of `linear_logprob`, and unless by the reference the `Normaliser`; each [T]."""
+    vocab_start, vocabulary = shard_bounds(weight, tp_group)
+    targets = check_targets(targets, vocabulary, ignore_index)
+    rows = kept_rows(targets, ignore_index, None)
+    check_temperature(temperature, rows)
+    logit_map = LogitMap(temperature=temperature, softcap=softcap).pick(rows)
+    x, y = rows.pick(hidden), rows.pick(targets)
+    if backend == "reference":
+        outputs = linear_logprob_ref(x, weight, y, bias=bias, temperature=logit_map.temperature, softcap=softcap)
+    else:
+        outputs = LinearLogprob.apply(
+            x, weight, bias, y, logit_map, vocab_start, tp_group, with_entropy,
+            _room_for_logits(x, weight, bias, roots=softcap is None and not with_entropy),
+        )  # fmt: skip
+    return tuple(rows.spread(o, len(targets)) for o in outputs)
+
+
 def chosen(outputs: tuple[Tensor, ...], return_entropy: bool, return_lse: bool) -> Tensor | tuple[Tensor, ...]:
-    """What was asked for of (logprob, entropy, lse)."""
-    wanted = tuple(o for o, want in zip(outputs, (True, return_entropy, return_lse), strict=True) if want)
+    """What was asked for of (logprob, entropy, lse, ...)."""
+    wanted = tuple(o for o, want in zip(outputs, (True, return_entropy, return_lse), strict=False) if want)
     return wanted if len(wanted) > 1 else wanted[0]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .projection import LogitMap, SoftmaxGrad, compute_dtype
+from .projection import LogitMap, Normaliser, SoftmaxGrad, compute_dtype
 
 
 @torch.library.custom_op("siri::linear_logprob", mutates_args=())
@@ -25,25 +25,24 @@ def linear_logprob_graph(
     softcap: float | None,
     ignore_index: int,
     with_entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprob, entropy, lse), each [T]; the entropy is 0 where it is not asked for.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(logprob, entropy, lse, and the two of `Normaliser`), each [T].
 
     Arguments as in `linear_logprob`; `temperature_T` takes the place of `temperature` where it is given.
     """
-    from .linear_logprob import linear_logprob  # here: it imports this file
+    from .linear_logprob import logprob_outputs  # here: it imports this file
 
-    logprob, *entropy, lse = linear_logprob(
+    logprob, entropy, lse, peak, total = logprob_outputs(
         hidden, weight, targets, bias=bias, temperature=temperature if temperature_T is None else temperature_T,
-        softcap=softcap, ignore_index=ignore_index, return_entropy=with_entropy, return_lse=True,
+        softcap=softcap, ignore_index=ignore_index, with_entropy=with_entropy,
     )  # fmt: skip
-    return logprob, entropy[0] if entropy else torch.zeros_like(logprob), lse
+    return logprob, entropy, lse, peak, total
 
 
 @linear_logprob_graph.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
     dtype = compute_dtype(hidden, weight, bias)
-    logprob, entropy, lse = (hidden.new_empty(hidden.shape[:1], dtype=dtype) for _ in range(3))
-    return logprob, entropy, lse
+    return tuple(hidden.new_empty(hidden.shape[:1], dtype=dtype) for _ in range(5))
 
 
 @torch.library.custom_op("siri::linear_logprob_backward", mutates_args=())
@@ -60,7 +59,8 @@ def linear_logprob_graph_backward(
     softcap: float | None,
     ignore_index: int,
     entropy: Tensor,
-    lse: Tensor,
+    peak: Tensor,
+    total: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (hidden, weight, bias), dense; [0] where `needs` says no."""
@@ -70,8 +70,8 @@ def linear_logprob_graph_backward(
     upstream = [None if g is None else torch.where(kept, g, 0) for g in (g_logprob, g_entropy, g_lse)]
     logit_map = LogitMap(temperature=temperature if temperature_T is None else temperature_T, softcap=softcap)
     found = input_gradients(
-        hidden, weight, bias, targets.long(), logit_map, SoftmaxGrad.from_upstream(entropy, *upstream), lse,
-        needs=(needs[0], needs[1], needs[2]),
+        hidden, weight, bias, targets.long(), logit_map, SoftmaxGrad.from_upstream(entropy, *upstream),
+        Normaliser(peak, total), needs=(needs[0], needs[1], needs[2]),
     )  # fmt: skip
     dx, dw, db = (hidden.new_empty(0) if g is None else g.contiguous() for g in found)
     return dx, dw, db
@@ -89,15 +89,17 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, targets, ctx.temperature, temperature_T, ctx.softcap, ctx.ignore_index, ctx.entropy = inputs
-    ctx.save_for_backward(hidden, weight, bias, targets, temperature_T, *output[1:])
+    _, entropy, _, peak, total = output
+    ctx.mark_non_differentiable(peak, total)
+    ctx.save_for_backward(hidden, weight, bias, targets, temperature_T, entropy, peak, total)
 
 
-def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor) -> tuple[Tensor | None, ...]:
-    hidden, weight, bias, targets, temperature_T, entropy, lse = ctx.saved_tensors
+def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    hidden, weight, bias, targets, temperature_T, *saved = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
     found = linear_logprob_graph_backward(
         g_logprob, g_entropy if ctx.entropy else None, g_lse, hidden, weight, bias, targets, ctx.temperature,
-        temperature_T, ctx.softcap, ctx.ignore_index, entropy, lse, list(needs),
+        temperature_T, ctx.softcap, ctx.ignore_index, *saved, list(needs),
     )  # fmt: skip
     return (*(g if need else None for g, need in zip(found, needs, strict=True)), *[None] * 6)
 

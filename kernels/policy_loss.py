@@ -21,20 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .checks import check_backend, check_denominator, check_projection, check_targets, check_temperature, kept_rows
 from .dispatch import untraced, use_triton
 from .linear_logprob import linear_logprob_ref
-from .projection import (
-    LogitMap,
-    RawGrad,
-    SoftmaxGrad,
-    check_backend,
-    check_denominator,
-    check_projection,
-    check_targets,
-    check_temperature,
-    compute_dtype,
-    kept_rows,
-)
+from .projection import LogitMap, RawGrad, SoftmaxGrad, compute_dtype
 from .token_loss import Logits, TokenLoss
 
 LOG_RATIO_CLAMP = 20.0
@@ -51,6 +41,8 @@ class PolicyTokens:
     behavior_logprob: Tensor | None
     weight: Tensor
     """token_weight / denominator"""
+    counted: Tensor | None
+    """bool: the rows that are reported, see `Rows.mask`; None for all"""
     clip_low: float
     clip_high: float
     dual_clip: float
@@ -59,7 +51,7 @@ class PolicyTokens:
     importance_clip: float
 
     def __post_init__(self) -> None:
-        if self.dual_clip <= 1.0:
+        if not self.dual_clip > 1.0:
             raise ValueError(
                 f"dual_clip = {self.dual_clip} must be above 1: it caps the loss of a token whose ratio grew "
                 "(3.0 is usual)"
@@ -70,7 +62,7 @@ class PolicyTokens:
                     f"{name} = {getattr(self, name)} must be at least 0: the ratio is clipped to "
                     "[1 - clip_low, 1 + clip_high]"
                 )
-        if self.importance_clip < 1.0:
+        if not self.importance_clip >= 1.0:
             raise ValueError(
                 f"importance_clip = {self.importance_clip} must be at least 1: below, exact samplers are cut too"
             )
@@ -85,7 +77,12 @@ class PolicyTokens:
             ref_logprob=None if self.ref_logprob is None else self.ref_logprob[rows],
             behavior_logprob=None if self.behavior_logprob is None else self.behavior_logprob[rows],
             weight=self.weight[rows],
+            counted=None if self.counted is None else self.counted[rows],
         )
+
+    def report(self, values: Tensor) -> Tensor:
+        """values[T], 0 in rows that are not counted."""
+        return values if self.counted is None else torch.where(self.counted, values, 0)
 
 
 def k3(log_ratio: Tensor) -> Tensor:
@@ -113,17 +110,18 @@ def policy_loss_of(logprob: Tensor, entropy: Tensor, tokens: PolicyTokens) -> tu
         # Bounded before exp(), which a sampler that is far off would overflow.
         weight = weight * (old - tokens.behavior_logprob).clamp(max=math.log(tokens.importance_clip)).exp()
     binds = clipped > unclipped
-    stats = {
-        "num_tokens": logprob.new_tensor(len(logprob)),
-        "clipped_low": (binds & negative).sum(),
-        "clipped_high": (binds & ~negative).sum(),
-        "dual_clipped": (negative & (surrogate > bound)).sum(),
-        "approx_kl": k3(log_ratio).sum(),
-        "kl_ref": kl_ref.sum(),
-        "entropy": entropy.sum(),
-        "ratio_max": torch.cat([ratio, ratio.new_zeros(1)]).max(),
-        "logprob": logprob,
+    sums = {
+        "num_tokens": torch.ones_like(logprob),
+        "clipped_low": binds & negative,
+        "clipped_high": binds & ~negative,
+        "dual_clipped": negative & (surrogate > bound),
+        "approx_kl": k3(log_ratio),
+        "kl_ref": kl_ref,
+        "entropy": entropy,
     }
+    stats = {name: tokens.report(values).sum() for name, values in sums.items()}
+    stats["ratio_max"] = torch.cat([tokens.report(ratio), ratio.new_zeros(1)]).max()
+    stats["logprob"] = logprob
     return (weight * loss).sum(), {name: value.detach().to(logprob.dtype) for name, value in stats.items()}
 
 
@@ -146,20 +144,22 @@ def linear_policy_loss_chunked(
     _, totals = policy_loss_of(nothing, nothing, tokens.select(slice(0, 0)))
     totals["logprob"] = hidden.new_zeros(len(hidden), dtype=dtype)
 
-    def chunk_loss(logits: Logits, rows: slice) -> tuple[Tensor, RawGrad]:
+    def chunk_loss(logits: Logits, rows: slice, wanted: bool) -> tuple[Tensor, RawGrad | None]:
         softmax = logits.stats(targets[rows])
-        logprob, entropy = softmax.logprob.requires_grad_(), softmax.entropy.requires_grad_()
-        with torch.enable_grad():
+        logprob, entropy = softmax.logprob.requires_grad_(wanted), softmax.entropy.requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
             loss, stats = policy_loss_of(logprob, entropy, tokens.select(rows))
-        g_logprob, g_entropy = torch.autograd.grad(loss, (logprob, entropy))
         totals["logprob"][rows] = stats.pop("logprob")
         for name, value in stats.items():
             totals[name] = torch.maximum(totals[name], value) if name == "ratio_max" else totals[name] + value
+        if not wanted:
+            return loss, None
+        g_logprob, g_entropy = torch.autograd.grad(loss, (logprob, entropy))
         grad = SoftmaxGrad.from_upstream(entropy.detach(), g_logprob, g_entropy if tokens.entropy_coef else None)
-        return loss.detach(), logits.grad(grad, softmax, targets[rows])
+        return loss.detach(), logits.grad(grad, softmax.normaliser, targets[rows])
 
     on_triton = use_triton(hidden, weight, bias)
-    return TokenLoss.run(hidden, weight, bias, logit_map, chunk_loss, on_triton), totals
+    return TokenLoss.run(hidden, weight, bias, logit_map, targets, chunk_loss, on_triton), totals
 
 
 @untraced
@@ -219,13 +219,13 @@ def linear_policy_loss(
         hidden, weight, bias, targets=targets, advantage=advantage, old_logprob=old_logprob, ref_logprob=ref_logprob,
         behavior_logprob=behavior_logprob, token_weight=token_weight, temperature=temperature,
     )  # fmt: skip
-    check_targets(targets, len(weight), ignore_index)
+    targets = check_targets(targets, len(weight), ignore_index)
     check_denominator(denominator)
     check_backend(backend)
-    kept, dtype = kept_rows(targets, ignore_index, token_weight), compute_dtype(hidden, weight, bias)
+    rows, dtype = kept_rows(targets, ignore_index, token_weight), compute_dtype(hidden, weight, bias)
 
     def pick(values: Tensor) -> Tensor:
-        return values.detach()[kept].to(dtype)
+        return rows.pick(values.detach()).to(dtype)
 
     tokens = PolicyTokens(
         advantage=pick(advantage),
@@ -233,6 +233,7 @@ def linear_policy_loss(
         ref_logprob=None if ref_logprob is None else pick(ref_logprob),
         behavior_logprob=None if behavior_logprob is None else pick(behavior_logprob),
         weight=pick(torch.ones_like(advantage) if token_weight is None else token_weight) / denominator,
+        counted=rows.mask,
         clip_low=clip_low,
         clip_high=clip_high,
         dual_clip=dual_clip,
@@ -241,9 +242,7 @@ def linear_policy_loss(
         importance_clip=importance_clip,
     )
     run = linear_policy_loss_ref if backend == "reference" else linear_policy_loss_chunked
-    check_temperature(temperature, kept)
-    logit_map = LogitMap(temperature=temperature, softcap=softcap).select(kept)
-    loss, stats = run(hidden[kept], weight, bias, targets[kept].long(), logit_map, tokens)
-    logprob_T = torch.zeros_like(targets, dtype=dtype)
-    logprob_T[kept] = stats["logprob"]
-    return loss, {**stats, "logprob": logprob_T}
+    check_temperature(temperature, rows)
+    logit_map = LogitMap(temperature=temperature, softcap=softcap).pick(rows)
+    loss, stats = run(rows.pick(hidden), weight, bias, rows.pick(targets), logit_map, tokens)
+    return loss, {**stats, "logprob": rows.spread(stats["logprob"], len(targets))}

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import Rows, nonzero
+
 LOGIT_FLOOR = -1e30
 """Stands in for -inf: a bias of -inf (a masked vocabulary entry) must not meet `0 * inf`. exp() of it is 0."""
 
@@ -66,91 +68,6 @@ def column_pieces(z: Tensor) -> Iterator[slice]:
     return blocks(z.shape[1], max(1, z.shape[1] if z.is_cuda else CACHED_LOGITS // max(1, len(z))))
 
 
-def check_projection(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, *, prefix: str = "", **per_token: Tensor | float | None
-) -> None:
-    """Shapes, once, at the door. `per_token` are the arguments that hold one value a token; `prefix` names a teacher's.
-
-    Raises ValueError naming the argument, its shape and the rule.
-    """
-    check_whole(**{f"{prefix}hidden": hidden, f"{prefix}weight": weight, f"{prefix}bias": bias})
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"{prefix}hidden {tuple(hidden.shape)} and {prefix}weight {tuple(weight.shape)} must be [T, H] and [V, H] "
-            "with one H"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{prefix}bias {tuple(bias.shape)} must be [V] = [{weight.shape[0]}]")
-    for name, value in per_token.items():
-        if isinstance(value, Tensor) and value.ndim != 0 and value.shape != hidden.shape[:1]:
-            raise ValueError(f"{name} {tuple(value.shape)} must be [T] = [{hidden.shape[0]}]")
-
-
-def check_whole(**tensors: Tensor | None) -> None:
-    """Raises ValueError for a DTensor: it has no memory of its own, and a kernel on a GPU would be given address 0."""
-    for name, tensor in tensors.items():
-        if hasattr(tensor, "full_tensor"):
-            raise ValueError(
-                f"{name} is a DTensor; pass {name}.full_tensor(), through which gradients flow back to the shards, or "
-                "for a shard of the vocabulary its to_local() with tp_group"
-            )
-
-
-def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None) -> None:
-    """Raises ValueError naming the first target that is neither a token id nor `ignore_index`, with its index."""
-    if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ValueError(f"targets have dtype {targets.dtype}; token ids must be integers")
-    bad = (targets < 0) | (targets >= vocabulary)
-    if ignore_index is not None:
-        bad &= targets != ignore_index
-    if bad.any():
-        index = tuple(bad.nonzero()[0].tolist())
-        where = ", ".join(map(str, index))
-        unless = "" if ignore_index is None else f" and is not ignore_index ({ignore_index})"
-        raise ValueError(
-            f"targets[{where}] = {targets[index].item()} is outside the vocabulary [0, {vocabulary}){unless}"
-        )
-
-
-def check_temperature(temperature: float | Tensor, rows: Tensor | slice) -> None:
-    """Raises ValueError naming the first of these rows whose temperature is not > 0; `LogitMap` sees to a number.
-
-    On a GPU this waits for the device, as `check_targets` has just done.
-    """
-    if not isinstance(temperature, Tensor):
-        return
-    bad = ~(temperature > 0) if temperature.ndim == 0 else ~(temperature[rows] > 0)
-    if bad.any():
-        where, value = "", temperature
-        if temperature.ndim:
-            row = int(torch.arange(len(temperature), device=temperature.device)[rows][bad][0])
-            where, value = f"[{row}]", temperature[row]
-        raise ValueError(f"temperature{where} = {value.item()} must be > 0; greedy decoding has no log-probability")
-
-
-def check_denominator(denominator: float | Tensor) -> None:
-    """Raises ValueError unless a Python number is > 0 (a tensor is trusted: looking would be a sync on a GPU)."""
-    if not isinstance(denominator, Tensor) and not denominator > 0:
-        raise ValueError(f"denominator = {denominator} must be > 0; pass max(1, the global count of trained tokens)")
-
-
-def check_backend(backend: str) -> None:
-    """Raises ValueError for a name that no op knows."""
-    if backend not in ("auto", "reference"):
-        raise ValueError(f'backend = {backend!r} must be "auto" (bounded memory) or "reference" (all logits in memory)')
-
-
-def nonzero(mask: Tensor) -> Tensor | slice:
-    """The rows where mask[T] holds: a slice if they are all, so that nothing is copied, else indices i64."""
-    return slice(None) if mask.all() else mask.nonzero().squeeze(1)
-
-
-def kept_rows(targets: Tensor, ignore_index: int, token_weight: Tensor | None) -> Tensor | slice:
-    """The rows that enter a loss: target not ignored, weight not 0."""
-    kept = targets != ignore_index
-    return nonzero(kept if token_weight is None else kept & (token_weight != 0))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitMap:
     """What happens to raw logits before the softmax: soft cap, then temperature. Neither receives a gradient.
@@ -165,11 +82,22 @@ class LogitMap:
     def __post_init__(self) -> None:
         if not isinstance(self.temperature, Tensor) and not self.temperature > 0:
             raise ValueError(f"temperature = {self.temperature} must be > 0; greedy decoding has no log-probability")
-        if self.softcap is not None and not self.softcap > 0:
-            raise ValueError(f"softcap = {self.softcap} must be > 0; pass None for no cap")
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise ValueError(f"softcap = {self.softcap} must be > 0 and finite; pass None for no cap")
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The temperature, if it is a tensor: saved for a backward pass, which then sees that it has been changed."""
+        return self.temperature.detach() if isinstance(self.temperature, Tensor) else None
+
+    def pick(self, rows: Rows) -> "LogitMap":
+        """The map of some rows only."""
+        if not isinstance(self.temperature, Tensor) or self.temperature.ndim == 0:
+            return self
+        return LogitMap(temperature=rows.pick(self.temperature, 1.0), softcap=self.softcap)
 
     def select(self, rows: Tensor | slice) -> "LogitMap":
-        """The map of some rows only."""
+        """The map of some of its rows."""
         if not isinstance(self.temperature, Tensor) or self.temperature.ndim == 0:
             return self
         return LogitMap(temperature=self.temperature[rows], softcap=self.softcap)
@@ -219,6 +147,23 @@ def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return raw if b is None else raw.clamp_(min=LOGIT_FLOOR)
 
 
+def target_logits(x: Tensor, w: Tensor, b: Tensor | None, column: Tensor) -> Tensor:
+    """Raw logit of one column i64[n] a row, summed in float64; [n] in the dtype of x[n, H]; w[V, H], b[V].
+
+    A product in float32 is off by 7e-5 where logits are near 120 (H 576), and nowhere does that show but at the target.
+    """
+    out = x.new_empty(len(x))
+    for rows in blocks(len(x), max(1, CACHED_LOGITS // max(1, x.shape[1]))):
+        out[rows] = (x[rows].double() * w[column[rows]]).sum(1)  # in place of w's dtype: float64
+    return out if b is None else (out + b[column].to(out.dtype)).clamp_(min=LOGIT_FLOOR)
+
+
+def put_(raw: Tensor, column: Tensor, inside: Tensor, value: Tensor) -> Tensor:
+    """raw[n, v] with value[n] in the column i64[n] of each row, where inside bool[n]."""
+    column = column[:, None]
+    return raw.scatter_(1, column, torch.where(inside[:, None], value[:, None], raw.gather(1, column)))
+
+
 def log_softmax_(z: Tensor) -> Tensor:
     """log softmax over the columns of z[n, V], in place."""
     z.sub_(z.amax(1, keepdim=True))
@@ -226,6 +171,26 @@ def log_softmax_(z: Tensor) -> Tensor:
     for cols in column_pieces(z):
         total += exp(z[:, cols]).sum(1, keepdim=True)
     return z.sub_(total.log_())
+
+
+class Normaliser(NamedTuple):
+    """log p = z - peak - log_total, subtracted in this order.
+
+    Their sum, the lse, is rounded: by 4e-6 where it is 100, and p with it, which at a target of probability almost 1 is
+    more than is left of the gradient, p - 1.
+    """
+
+    peak: Tensor
+    """[n] max_v z"""
+    total: Tensor
+    """[n] sum_v exp(z - peak)"""
+
+    @property
+    def log_total(self) -> Tensor:
+        return self.total.log()
+
+    def select(self, rows: Tensor | slice) -> "Normaliser":
+        return Normaliser(self.peak[rows], self.total[rows])
 
 
 class SoftmaxStats(NamedTuple):
@@ -251,6 +216,10 @@ class SoftmaxStats(NamedTuple):
     @property
     def lse(self) -> Tensor:
         return self.peak + self.total.log()
+
+    @property
+    def normaliser(self) -> Normaliser:
+        return Normaliser(self.peak, self.total)
 
 
 def softmax_stats_(z: Tensor, column: Tensor, inside: Tensor, *, with_moment: bool = True) -> SoftmaxStats:
@@ -279,7 +248,8 @@ def merge(a: SoftmaxStats, b: SoftmaxStats) -> SoftmaxStats:
     for s in (a, b):
         drop = s.peak - peak
         scale = drop.exp()
-        parts.append((scale * s.total, scale * (s.moment + s.total * drop)))
+        total = scale * s.total  # times a drop to the floor: 0, where total * drop could be infinite
+        parts.append((total, scale * s.moment + total * drop))
     (total_a, moment_a), (total_b, moment_b) = parts
     return SoftmaxStats(peak=peak, total=total_a + total_b, moment=moment_a + moment_b, target=a.target + b.target)
 
@@ -315,10 +285,10 @@ class SoftmaxGrad(NamedTuple):
     def select(self, rows: Tensor | slice) -> "SoftmaxGrad":
         return SoftmaxGrad(self.target[rows], self.p[rows], None if self.p_logp is None else self.p_logp[rows])
 
-    def logits_(self, z: Tensor, lse: Tensor, column: Tensor, inside: Tensor) -> Tensor:
-        """dLoss/dz [n, v]; z[n, v] is spent. `lse` [n] belongs to z as it stands (shifted or not)."""
+    def logits_(self, z: Tensor, log_total: Tensor, column: Tensor, inside: Tensor) -> Tensor:
+        """dLoss/dz [n, v]; z[n, v], already less its peak, is spent."""
         for cols in column_pieces(z):
-            logprob = z[:, cols].sub_(lse[:, None])
+            logprob = z[:, cols].sub_(log_total[:, None])
             if self.p_logp is None:
                 exp_(logprob).mul_(self.p[:, None])
             else:

@@ -17,20 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .checks import Rows, check_targets, check_temperature, check_whole
 from .dispatch import untraced, use_triton
-from .projection import (
-    LOGIT_FLOOR,
-    LogitMap,
-    SoftmaxGrad,
-    blocks,
-    check_targets,
-    check_temperature,
-    check_whole,
-    compute_dtype,
-    softmax_stats_,
-)
+from .first_order import first_order
+from .projection import LOGIT_FLOOR, LogitMap, Normaliser, SoftmaxGrad, blocks, compute_dtype, softmax_stats_
 
 if TYPE_CHECKING:
     from .softmax_triton import TritonLogits
@@ -51,52 +42,74 @@ class SelectiveLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, logit_map: LogitMap) -> tuple[Tensor, Tensor]:
+        """`logits` [..., V]; targets and outputs [N]."""
         ctx.set_materialize_grads(False)
-        if use_triton(logits):
-            stats = triton_logits(logits, logit_map).stats(targets)
-            logprob, entropy, lse = stats.logprob, stats.entropy, stats.lse
-        else:
-            out = logits.new_empty(3, len(logits), dtype=compute_dtype(logits))
-            for rows in row_blocks(logits):
-                z = logits[rows].to(out.dtype, copy=True).clamp_(min=LOGIT_FLOOR)
+        out = logits.new_empty(4, len(targets), dtype=compute_dtype(logits))
+        on_triton = use_triton(logits)
+        for part, rows in row_parts(logits, whole=on_triton):
+            if on_triton:
+                stats = triton_logits(part, logit_map.select(rows)).stats(targets[rows])
+            else:
+                z = part.to(out.dtype, copy=True).clamp_(min=LOGIT_FLOOR)
                 logit_map.select(rows).apply_(z)
                 stats = softmax_stats_(z, targets[rows], targets[rows] >= 0)
-                out[:, rows] = torch.stack([stats.logprob, stats.entropy, stats.lse])
-            logprob, entropy, lse = (row.clone() for row in out)
-        ctx.save_for_backward(logits, targets, entropy, lse)
+            out[:, rows] = torch.stack([stats.logprob, stats.entropy, *stats.normaliser])
+        logprob, entropy, *normaliser = (row.clone() for row in out)
+        ctx.save_for_backward(logits, targets, logit_map.tensor, entropy, *normaliser)
         ctx.logit_map = logit_map
         return logprob, entropy
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, targets, entropy, lse = ctx.saved_tensors
+        logits, targets, _, entropy, peak, total = ctx.saved_tensors
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy)
-        if use_triton(logits):
-            draw, scale = triton_logits(logits, ctx.logit_map).grad(grad, lse, targets)
-            return draw if scale is None else draw.mul_(scale), None, None
-        dlogits = torch.empty_like(logits)
-        for rows in row_blocks(logits):
-            z = logits[rows].to(lse.dtype, copy=True).clamp_(min=LOGIT_FLOOR)
-            slope = ctx.logit_map.select(rows).apply_(z)
-            dz = grad.select(rows).logits_(z, lse[rows], targets[rows], targets[rows] >= 0)
-            dlogits[rows] = dz if slope is None else dz.mul_(slope)
+        on_triton, dlogits = use_triton(logits), torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        flat = dlogits.view(len(targets), logits.shape[-1])
+        for part, rows in row_parts(logits, whole=on_triton):
+            norm, logit_map = Normaliser(peak[rows], total[rows]), ctx.logit_map.select(rows)
+            if on_triton:
+                draw, scale = triton_logits(part, logit_map, flat[rows]).grad(grad.select(rows), norm, targets[rows])
+                if scale is not None:
+                    draw.mul_(scale)
+                continue
+            z = part.to(peak.dtype, copy=True).clamp_(min=LOGIT_FLOOR)
+            slope = logit_map.apply_(z)
+            z.sub_(norm.peak[:, None])
+            dz = grad.select(rows).logits_(z, norm.log_total, targets[rows], targets[rows] >= 0)
+            flat[rows] = dz if slope is None else dz.mul_(slope)
         return dlogits, None, None
 
 
-def triton_logits(logits: Tensor, logit_map: LogitMap) -> "TritonLogits":
-    """logits [N, V] as the row kernels take them: rows of adjacent elements."""
+def row_parts(logits: Tensor, *, whole: bool) -> Iterator[tuple[Tensor, slice]]:
+    """logits[..., V] as matrices without a copy, one after the other, with the rows of [N] that they are.
+
+    `whole`: as few as there can be; else of `BLOCK_ELEMENTS` at most.
+    """
+    start = 0
+    for matrix in matrices(logits):
+        size = len(matrix) if whole else BLOCK_ELEMENTS // max(1, matrix.shape[1])
+        for rows in blocks(len(matrix), max(1, size)):
+            yield matrix[rows], slice(start + rows.start, start + rows.stop)
+        start += len(matrix)
+
+
+def matrices(logits: Tensor) -> Iterator[Tensor]:
+    """Views [n, V] that make up logits[..., V]: several where rows have no one stride, as after `logits[:, :-1]`."""
+    try:
+        yield logits.view(-1, logits.shape[-1]) if logits.numel() else logits.reshape(0, logits.shape[-1])
+    except RuntimeError:  # torch's word for: not without a copy
+        for part in logits:
+            yield from matrices(part)
+
+
+def triton_logits(logits: Tensor, logit_map: LogitMap, place: Tensor | None = None) -> "TritonLogits":
+    """logits [n, V] as the row kernels take them: rows of adjacent elements. `place` is for their gradient."""
     from .softmax_triton import TritonLogits, inverse_temperature  # here: triton is not everywhere
 
     raw = logits if logits.stride(1) == 1 else logits.contiguous()
     inverse = inverse_temperature(logit_map, logits)
-    return TritonLogits(
-        raw=raw, bias=None, inverse_temperature=inverse, softcap=None, dtype=logits.dtype, spendable=False
-    )
-
-
-def row_blocks(logits: Tensor) -> Iterator[slice]:
-    return blocks(len(logits), max(1, BLOCK_ELEMENTS // logits.shape[1]))
+    return TritonLogits(raw=raw, bias=None, inverse_temperature=inverse, softcap=None, dtype=logits.dtype, place=place)
 
 
 @overload
@@ -137,8 +150,7 @@ def selective_logprob(
                 f"temperature {tuple(temperature.shape)} must be a number or have the shape of targets {tuple(shape)}"
             )
         temperature = temperature.reshape(-1)
-    check_targets(targets, vocabulary, ignore_index=None)
-    check_temperature(temperature, slice(None))
-    logit_map = LogitMap(temperature=temperature, softcap=None)
-    logprob, entropy = SelectiveLogprob.apply(logits.reshape(-1, vocabulary), targets.reshape(-1).long(), logit_map)
+    targets = check_targets(targets, vocabulary, ignore_index=None).reshape(-1)
+    check_temperature(temperature, Rows(index=slice(None)))
+    logprob, entropy = SelectiveLogprob.apply(logits, targets, LogitMap(temperature=temperature, softcap=None))
     return (logprob.view(shape), entropy.view(shape)) if return_entropy else logprob.view(shape)

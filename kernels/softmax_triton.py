@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .projection import LogitMap, RawGrad, SoftmaxGrad, SoftmaxStats
+from .projection import LogitMap, Normaliser, RawGrad, SoftmaxGrad, SoftmaxStats
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOGIT_FLOOR = tl.constexpr(-1e30)
@@ -88,8 +88,9 @@ def row_stats_kernel(
         scale = tl.exp2(drop * LOG2_E)
         z -= higher
         e = tl.where(col < v, tl.exp2(z * LOG2_E), 0.0)
-        moment = scale * (moment + total * drop) + e * z
-        total = scale * total + e
+        total *= scale  # before it meets the drop, which may be that to the floor
+        moment = scale * moment + total * drop + e * z
+        total += e
         peak = higher
     y = tl.load(target_ptr + row)
     inside = (y >= 0) & (y < v)
@@ -109,8 +110,8 @@ def logit_grad_kernel(
     bias_ptr,  # [v]
     target_ptr,  # i64 [n]
     inverse_ptr,  # f32 [n]
-    peak_ptr,  # f32 [n]; with total_ptr None, the lse
-    total_ptr,  # f32 [n]
+    peak_ptr,  # f32 [n], total_ptr too: its Normaliser
+    total_ptr,
     g_target_ptr,  # f32 [n], the three of SoftmaxGrad
     g_p_ptr,
     g_p_logp_ptr,
@@ -122,7 +123,6 @@ def logit_grad_kernel(
     softcap,
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    HAS_TOTAL: tl.constexpr,
     HAS_P_LOGP: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -131,9 +131,7 @@ def logit_grad_kernel(
     raw_ptr += row * stride
     out_ptr += row * out_stride
     inverse = tl.load(inverse_ptr + row)
-    lse = tl.load(peak_ptr + row)
-    if HAS_TOTAL:
-        log_total = tl.log(tl.load(total_ptr + row))
+    peak, log_total = tl.load(peak_ptr + row), tl.log(tl.load(total_ptr + row))
     g_p = tl.load(g_p_ptr + row)
     if HAS_P_LOGP:
         g_p_logp = tl.load(g_p_logp_ptr + row)
@@ -147,9 +145,7 @@ def logit_grad_kernel(
         if HAS_BIAS:
             raw += tl.load(bias_ptr + col, col < v, 0.0).to(tl.float32)
         z = mapped(raw, softcap, inverse, SOFTCAP)
-        logp = z - lse
-        if HAS_TOTAL:
-            logp -= log_total
+        logp = z - peak - log_total
         p = tl.exp2(logp * LOG2_E)
         d = p * (g_p + g_p_logp * logp) if HAS_P_LOGP else p * g_p
         d += tl.where(col == y, g_target, 0.0)
@@ -173,8 +169,10 @@ class TritonLogits:
     softcap: float | None
     dtype: torch.dtype
     """of the gradient"""
-    spendable: bool
+    spendable: bool = False
     """The gradient may take the place of `raw`, which then is contiguous and float32."""
+    place: Tensor | None = None
+    """[n, v], else: where the gradient goes"""
 
     def stats(self, targets: Tensor) -> SoftmaxStats:
         """`SoftmaxStats` over these columns; `targets` i64 [n] are columns, outside [0, v) where in another block."""
@@ -190,12 +188,8 @@ class TritonLogits:
             )  # fmt: skip
         return SoftmaxStats(*out)
 
-    def grad(self, grad: SoftmaxGrad, softmax: SoftmaxStats | Tensor, targets: Tensor) -> RawGrad:
-        """dLoss/draw, in the place of `raw` if that is spendable.
-
-        `softmax` is what `stats` returned, or the lse [n] of the whole vocabulary.
-        """
-        peak, total = (softmax, None) if isinstance(softmax, Tensor) else (softmax.peak, softmax.total)
+    def grad(self, grad: SoftmaxGrad, normaliser: Normaliser, targets: Tensor) -> RawGrad:
+        """dLoss/draw, in the place of `raw` if that is spendable. `normaliser` [n] is of the whole vocabulary."""
         n, v = self.raw.shape
         out = self.gradient_place()
         if n == 0:
@@ -204,22 +198,23 @@ class TritonLogits:
         if grad.p_logp is not None:
             bound = bound + grad.p_logp.abs()  # |p log p| <= 1 / e
         scale = self.scale(bound)
-        peak = peak.contiguous()
+        peak, total = (value.contiguous() for value in normaliser)
         with torch.cuda.device_of(self.raw):
             logit_grad_kernel[(n,)](
                 self.raw, self.bias_or_any(), targets.contiguous(), self.inverse_temperature, peak,
-                peak if total is None else total, grad.target.contiguous(), grad.p.contiguous(),
+                total, grad.target.contiguous(), grad.p.contiguous(),
                 peak if grad.p_logp is None else grad.p_logp.contiguous(), peak if scale is None else scale, out, v,
                 self.raw.stride(0), out.stride(0), self.softcap or 1.0, HAS_BIAS=self.bias is not None,
-                SOFTCAP=self.softcap is not None, HAS_TOTAL=total is not None, HAS_P_LOGP=grad.p_logp is not None,
+                SOFTCAP=self.softcap is not None, HAS_P_LOGP=grad.p_logp is not None,
                 HAS_SCALE=scale is not None, BLOCK=GRAD_BLOCK, num_warps=GRAD_WARPS,
             )  # fmt: skip
         return RawGrad(values=out, scale=scale)
 
     def gradient_place(self) -> Tensor:
-        """[n, v] for the gradient: the front of each row of `raw`, whose elements are as large or larger; or new."""
+        """[n, v] for the gradient: `place`, or the front of each row of `raw`, whose elements are as large or more."""
         if not self.spendable:
-            return torch.empty(self.raw.shape, dtype=self.dtype, device=self.raw.device)
+            assert self.place is not None  # whoever asks for a gradient has said where to
+            return self.place
         return self.raw.view(self.dtype)[:, : self.raw.shape[1]]
 
     def scale(self, bound: Tensor) -> Tensor | None:

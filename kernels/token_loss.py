@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .first_order import first_order
 from .gemm import add_mm_, factor_dtype, mm
 from .projection import (
     LogitMap,
+    Normaliser,
     RawGrad,
     SoftmaxGrad,
     SoftmaxStats,
     blocks,
     compute_dtype,
     full_precision,
+    put_,
     raw_logits,
     softmax_stats_,
+    target_logits,
 )
 
 if TYPE_CHECKING:
@@ -55,9 +58,9 @@ class TorchLogits:
         """`SoftmaxStats` [n]; every target is in the vocabulary."""
         return softmax_stats_(self.z, targets, targets >= 0)
 
-    def grad(self, grad: SoftmaxGrad, softmax: SoftmaxStats, targets: Tensor) -> RawGrad:
-        """dLoss/draw, after `stats`."""
-        return self.raw_grad(grad.logits_(self.z, softmax.total.log(), targets, targets >= 0))
+    def grad(self, grad: SoftmaxGrad, normaliser: Normaliser, targets: Tensor) -> RawGrad:
+        """dLoss/draw, after `stats`, which has taken the peak away."""
+        return self.raw_grad(grad.logits_(self.z, normaliser.log_total, targets, targets >= 0))
 
     def raw_grad(self, dz: Tensor) -> RawGrad:
         """dLoss/draw from dLoss/dz [n, V], which is spent."""
@@ -66,8 +69,8 @@ class TorchLogits:
 
 Logits = Union[TorchLogits, "TritonLogits"]
 
-ChunkLoss = Callable[[Logits, slice], tuple[Tensor, RawGrad]]
-"""(logits of a chunk, its rows) -> (the chunk's summed loss, dLoss/draw)."""
+ChunkLoss = Callable[[Logits, slice, bool], tuple[Tensor, RawGrad | None]]
+"""(logits of a chunk, its rows, whether a gradient is wanted) -> (the chunk's summed loss, dLoss/draw)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,23 +93,26 @@ class Head:
     def factor(self, hidden: Tensor) -> Tensor:
         return hidden.to(self.weight.dtype)
 
-    def logits(self, x: Tensor, logit_map: LogitMap) -> Logits:
-        """Of x[n, H], which `factor` returned."""
+    def logits(self, x: Tensor, logit_map: LogitMap, targets: Tensor | None = None) -> Logits:
+        """Of x[n, H], which `factor` returned; the logit of `targets` i64[n], if given, is exact."""
         if self.on_triton:
-            from .softmax_triton import TritonLogits, inverse_temperature  # here: triton is not everywhere
+            from .linear_logprob_triton import raw_slab  # here: triton is not everywhere
+            from .softmax_triton import TritonLogits, inverse_temperature
 
             return TritonLogits(
-                raw=mm(x, self.weight.t()), bias=self.bias, inverse_temperature=inverse_temperature(logit_map, x),
-                softcap=logit_map.softcap, dtype=x.dtype, spendable=True,
+                raw=raw_slab(x, self.weight, targets), bias=self.bias, softcap=logit_map.softcap, dtype=x.dtype,
+                inverse_temperature=inverse_temperature(logit_map, x), spendable=True,
             )  # fmt: skip
         z = raw_logits(x, self.weight, self.bias)
+        if targets is not None:
+            put_(z, targets, targets >= 0, target_logits(x, self.weight, self.bias, targets))
         slope = logit_map.apply_(z)
         return TorchLogits(z=z, slope=slope)
 
     def chunk_rows(self) -> int:
         if self.on_triton:
-            return max(128, GPU_CHUNK_ELEMENTS // len(self.weight) // 128 * 128)
-        return max(64, min(1024, CHUNK_ELEMENTS // len(self.weight)))
+            return max(128, GPU_CHUNK_ELEMENTS // max(1, len(self.weight)) // 128 * 128)
+        return max(64, min(1024, CHUNK_ELEMENTS // max(1, len(self.weight))))
 
 
 class TokenLoss(torch.autograd.Function):
@@ -119,13 +125,14 @@ class TokenLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         logit_map: LogitMap,
+        targets: Tensor | None,
         chunk_loss: ChunkLoss,
         on_triton: bool,
     ) -> Tensor:
-        """The loss, 0-dim. No gradient is formed where autograd is off."""
+        """The loss, 0-dim. No gradient is formed where autograd is off. `targets` i64[T]: see `Head.logits`."""
         if not torch.is_grad_enabled():
             hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-        return cls.apply(hidden, weight, bias, logit_map, chunk_loss, on_triton)
+        return cls.apply(hidden, weight, bias, logit_map, targets, chunk_loss, on_triton)
 
     @staticmethod
     def forward(
@@ -134,6 +141,7 @@ class TokenLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         logit_map: LogitMap,
+        targets: Tensor | None,
         chunk_loss: ChunkLoss,
         on_triton: bool,
     ) -> Tensor:
@@ -147,8 +155,12 @@ class TokenLoss(torch.autograd.Function):
         with full_precision(hidden.device):
             for rows in blocks(len(hidden), head.chunk_rows()):
                 x = head.factor(hidden[rows])
-                chunk, (draw, scale) = chunk_loss(head.logits(x, logit_map.select(rows)), rows)
+                logits = head.logits(x, logit_map.select(rows), None if targets is None else targets[rows])
+                chunk, grad = chunk_loss(logits, rows, any(ctx.needs_input_grad))
                 loss += chunk
+                if grad is None:
+                    continue
+                draw, scale = grad
                 if dx is not None:
                     dx_rows = mm(draw, head.weight)
                     dx[rows] = dx_rows if scale is None else dx_rows.mul_(scale)
@@ -157,7 +169,7 @@ class TokenLoss(torch.autograd.Function):
                 if db is not None:
                     db_chunk = draw.sum(0, dtype=dtype)
                     db += db_chunk if scale is None else db_chunk.mul_(scale)
-                del draw  # else it lives on beside the next chunk's
+                del logits, grad, draw  # else they live on beside the next chunk's
         if need_w and dw is None:  # no rows
             dw = torch.zeros_like(weight, dtype=dtype)
         ctx.save_for_backward(
@@ -169,10 +181,10 @@ class TokenLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return (*(None if g is None else scaled(g, grad, dtype) for g, dtype in gradients), None, None, None)
+        return (*(None if g is None else scaled(g, grad, dtype) for g, dtype in gradients), *[None] * 4)
 
 
 def kept_dtype(leaf: Tensor) -> torch.dtype:

@@ -281,6 +281,10 @@ def test_no_rows_and_one_row() -> None:
         ({"episode_stats": "step"}, "episode_stats = 'step'"),
         ({"parity": "verl"}, "parity = 'verl' must be one of None, 'verl_agent'"),
         ({"gamma": 1.5}, "gamma = 1.5"),
+        ({"eps": 0.0}, "eps = 0.0 must be > 0"),
+        ({"omega": float("nan")}, "omega = nan must be at least 0 and finite"),
+        ({"penalty": -1.0}, "penalty = -1.0 must be at least 0"),
+        ({"step_group": torch.tensor([0.5, 0.5, 1.0])}, "step_group has dtype torch.float32; labels must be integers"),
     ],
 )
 def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from siri.kernels import kept_logits, linear_logprob
 from siri.kernels.dispatch import use_triton
 from siri.kernels.kept_logits import KeptLogits
+from siri.kernels.projection import Normaliser
 
 module: Any = importlib.import_module("siri.kernels.linear_logprob")  # the package attribute is the function
 
@@ -100,12 +101,13 @@ def test_a_probability_is_off_by_what_a_root_is_rounded_by(rows: int, columns: i
     kept = KeptLogits(rows, torch.zeros(columns, (rows + 1) // 2), torch.float32, columns, roots=True)
     z = torch.randn(rows, columns, generator=g) * spread
     peak = z.amax(1)
-    lse = peak + torch.rand(rows, generator=g) * 8  # other blocks hold the rest
+    total = (torch.rand(rows, generator=g) * 8).exp()  # other blocks hold the rest
+    lse = peak.double() + total.double().log()
     whole = slice(0, columns), slice(0, rows)
     kept.put_roots(*whole, (z - peak[:, None]).exp(), peak)
-    p = kept.probabilities(*whole, lse)
+    p = kept.probabilities(*whole, Normaliser(peak, total))
     assert p is not None
-    truth, p_peak = (z.double() - lse[:, None]).exp(), (peak.double() - lse).exp()[:, None]
+    truth, p_peak = (z.double() - lse[:, None]).exp(), (peak - lse).exp()[:, None]
     assert ((p - truth).abs() <= (truth * p_peak).sqrt() / 65535 + 1e-6 * truth + 1e-9 * p_peak).all()
     assert ((p - p_peak).abs() / p_peak).amin(1).max() <= 1e-6  # a peak is exact
 
@@ -205,7 +207,7 @@ def test_memory_is_taken_only_where_a_gradient_will_use_it(change: dict[str, boo
     w = torch.zeros(30, 4, dtype=torch.bfloat16 if change.get("half") else torch.float32)
     w.requires_grad_(change.get("weight_needs_gradient", True))
     with torch.set_grad_enabled(not change.get("no_grad", False)):
-        assert (module._room_for_logits(torch.zeros(3, 4), w, None, 3, roots=True) is not None) is kept
+        assert (module._room_for_logits(torch.zeros(3, 4), w, None, roots=True) is not None) is kept
 
 
 def test_rows_without_an_upstream_gradient_are_left_out() -> None:

@@ -136,7 +136,7 @@ def test_loss_and_gradients_in_several_chunks(tokens: int, monkeypatch: pytest.M
     loss, stats = linear_policy_loss(hidden, weight, targets, **columns, **OPTIONS, bias=bias, temperature=0.8)
     logprob, entropy, _ = naive(hidden, weight, targets, bias=bias, temperature=0.8)
     truth = definition(logprob, entropy, columns, OPTIONS)
-    assert loss.item() == pytest.approx(truth.item(), rel=2e-6, abs=1e-7)
+    assert loss.item() == pytest.approx(truth.item(), rel=2e-6, abs=2e-7)  # log-probs of 22 are multiples of 1.9e-6
     for got, true_grad in zip(gradients(3 * loss, *leaves), gradients(3 * truth, *leaves), strict=True):
         assert relative_error(got, true_grad) <= 2e-6
 

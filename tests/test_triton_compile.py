@@ -52,15 +52,16 @@ def within_limits(result: Compiled, target: int) -> None:
     assert result.shared <= SHARED_LIMIT[target]
 
 
-@pytest.mark.parametrize(("target", "launch"), [(90, linear.TMA_SM90), (100, linear.TMA_SM100)])
+PLAIN, CAPPED = {"HAS_BIAS": False, "SOFTCAP": False}, {"HAS_BIAS": False, "SOFTCAP": True}
+
+
 @pytest.mark.parametrize(
-    ("head", "kind", "aligned"),
-    [
-        (HEAD, "*bf16", True),
-        ({"HAS_BIAS": False, "SOFTCAP": False}, "*bf16", True),
-        (HEAD, "*fp16", False),  # H = 72: rows of 16 bytes, strides that are no multiples of 16 elements
-    ],
-)
+    ("target", "launch", "head"),
+    [(90, linear.TMA_SM90, PLAIN), (90, linear.TMA_SM90, HEAD), (100, linear.TMA_SM100, PLAIN),
+     (100, linear.TMA_SM100, CAPPED)],
+)  # fmt: skip
+# H = 72: rows of 16 bytes, strides that are no multiples of 16 elements.
+@pytest.mark.parametrize(("kind", "aligned"), [("*bf16", True), ("*fp16", False)])
 def test_descriptor_kernel_is_warp_specialised(
     target: int, launch: linear.Launch, head: dict[str, bool], kind: str, aligned: bool
 ) -> None:
@@ -112,12 +113,12 @@ def test_pointer_kernel(target: int, launch: linear.Launch, kinds: tuple[str, st
     within_limits(result, target)
 
 
-GRAD = {"HAS_TOTAL": True, "HAS_P_LOGP": True, "HAS_SCALE": True, "BLOCK": rows.GRAD_BLOCK}
+GRAD = {"HAS_P_LOGP": True, "HAS_SCALE": True, "BLOCK": rows.GRAD_BLOCK}
 TEACHER = {"STUDENT_BIAS": True, "TEACHER_BIAS": True, "SOFTCAP": True, "HAS_SCALE": True, "BLOCK": distill.BLOCK}
 WALK, ROWS = {"BLOCK": gigpo.WALK_BLOCK, "LOG_STEPS": gigpo.WALK_LOG_STEPS}, {"BLOCK": gigpo.ROWS_BLOCK}
 ROW_KERNELS: list[tuple[Any, dict[str, Any], int, dict[str, str]]] = [
-    (linear.target_logit_kernel, {**HEAD, **STEPS, "BLOCK_T": 16, "BLOCK_H": 128}, 4, {}),
-    (linear.merge_tiles_kernel, {"BLOCK_T": 32, "TILES": 32}, 4, {}),
+    (linear.target_logit_kernel, {**STEPS, "BLOCK_T": 16, "BLOCK_H": 128}, 4, {}),
+    (linear.merge_tiles_kernel, {**HEAD, "BLOCK_T": 32, "TILES": 32}, 4, {}),
     *((rows.row_stats_kernel, {**HEAD, "BLOCK": rows.STATS_BLOCK}, rows.STATS_WARPS, {"raw_ptr": raw})
       for raw in ("*fp32", "*bf16", "*fp16")),
     *((rows.logit_grad_kernel, {**HEAD, **GRAD}, rows.GRAD_WARPS, {"out_ptr": out})

@@ -20,14 +20,21 @@ FILES = (
     "test_linear_logprob.py",
     "test_compiled_calls.py",
     "test_logprob_sizes.py",
+    "test_logprob_exactness.py",
+    "test_temperatures.py",
+    "test_autograd_habits.py",
     "test_gigpo_kernel.py",
     "test_selective_logprob.py",
     "test_policy_loss.py",
     "test_distill_loss.py",
 )
 
-QUICK = {"test_gigpo_kernel.py": "not recorded_verl_agent or 5]", "test_distill_loss.py": "not reference-"}
-"""Four of the forty recorded runs, and not the reference again; the slow test has all."""
+QUICK = {
+    "test_gigpo_kernel.py": "not recorded_verl_agent or 5]",
+    "test_distill_loss.py": "not reference-",
+    "test_autograd_habits.py": "captured or sliced or before_the_backward or selective",
+}
+"""Four of the forty recorded runs, not the reference again, and what is not plain torch; the slow test has all."""
 
 
 def run(file: str, *options: str) -> None:
