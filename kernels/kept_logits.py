@@ -17,7 +17,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .projection import Normaliser, blocks
+from .projection import Normaliser, blocks, exp_
 
 SPARE_BYTES = 64 << 20
 SPARE_SHARE = 0.1
@@ -39,15 +39,15 @@ class KeptLogits:
 
     def __init__(self, num_rows: int, weight: Tensor, dtype: torch.dtype, width: int, *, roots: bool) -> None:
         """`dtype` is that of the logits, `width` that of a block; with `roots`, raw logits are kept only if all fit."""
-        self.gradient = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        """[V, H]; the weight's gradient once the blocks are spent."""
+        self.gradient: Tensor | None = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        """[V, H]; the weight's gradient once the blocks are spent. None: they were, by an earlier backward pass."""
         self._width = width
         columns = list(blocks(len(weight), width))
-        home, beside = self._room(columns, num_rows, dtype.itemsize)
+        home, beside = room(self.gradient, columns, num_rows, dtype.itemsize)
         self.roots = roots and len(home) + len(beside) < len(columns)
         form = torch.int16 if self.roots else dtype
         if self.roots:
-            home, beside = self._room(columns, num_rows, form.itemsize)
+            home, beside = room(self.gradient, columns, num_rows, form.itemsize)
         gradient_bytes = self.gradient.view(-1).view(torch.uint8)
         places = [gradient_bytes[span] for span in home]
         places += torch.empty(sum(beside), dtype=torch.uint8, device=weight.device).split(beside)
@@ -56,18 +56,6 @@ class KeptLogits:
         ]  # [T, columns] of each block that is kept
         self._peaks = torch.empty(len(places) if self.roots else 0, num_rows, dtype=dtype, device=weight.device)
         self._live: Tensor | None = None
-
-    def _room(self, columns: list[slice], num_rows: int, itemsize: int) -> tuple[list[slice], list[int]]:
-        """(bytes of the gradient for the first blocks, sizes in bytes of those after them that find room beside it)."""
-        column_bytes = num_rows * itemsize
-        stride = max(column_bytes, self.gradient.shape[1] * self.gradient.itemsize)
-        starts = [-(-cols.start * stride // itemsize) * itemsize for cols in columns]
-        sizes = [(cols.stop - cols.start) * column_bytes for cols in columns]
-        spans = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-        home = [span for span in spans if span.stop <= self.gradient.nbytes]
-        left = sizes[len(home) :]
-        spare = min(SPARE_BYTES, int(SPARE_SHARE * torch.float32.itemsize * num_rows * len(self.gradient)))
-        return home, left[: sum(end <= spare for end in accumulate(left))]
 
     def _place(self, cols: slice) -> Tensor | None:
         """[T, columns], the place of a block; None where it is not kept."""
@@ -80,6 +68,12 @@ class KeptLogits:
         selected._live = live if isinstance(live, Tensor) else None
         return selected
 
+    def spent(self) -> "KeptLogits":
+        """Without the memory: what makes a second backward pass round where the first one did."""
+        left = copy(self)
+        left.gradient, left._places, left._live = None, [], None
+        return left
+
     def put_raw(self, cols: slice, rows: slice, raw: Tensor) -> None:
         """Keeps raw[n, v], if such a block is kept, and raw."""
         if not self.roots and (place := self._place(cols)) is not None:
@@ -88,7 +82,7 @@ class KeptLogits:
     def put_roots(self, cols: slice, rows: slice, power: Tensor, peak: Tensor) -> None:
         """Keeps power[n, v] = exp(z - peak), which is spent, and peak[n], if such a block is kept, and as roots."""
         if self.roots and (place := self._place(cols)) is not None:
-            place[rows] = power.sqrt_().mul_(ROOT_STEPS).sub_(ROOT_OFFSET).round_()
+            place[rows] = roots_(power)
             self._peaks[cols.start // self._width, rows] = peak
 
     def raw(self, cols: slice, rows: slice) -> Tensor | None:
@@ -100,9 +94,41 @@ class KeptLogits:
         """p[n, v] from roots; None where none are kept. `normaliser` [n] is that of the whole vocabulary."""
         if not self.roots or (place := self._place(cols)) is None:
             return None
-        found = self._among_all(rows)
-        drop = self._peaks[cols.start // self._width, found] - normaliser.peak - normaliser.log_total
-        return place[found].to(drop.dtype).add_(ROOT_OFFSET).mul_((drop / 2).exp_().div_(ROOT_STEPS)[:, None]).square_()
+        peak = self._peaks[cols.start // self._width, self._among_all(rows)]
+        return probabilities_(place[self._among_all(rows)].to(peak.dtype), peak, normaliser)
+
+    def remade(self, cols: slice, rows: slice, z: Tensor, normaliser: Normaliser) -> Tensor | None:
+        """The same from z[n, v], which is spent, where roots were kept once; None elsewhere."""
+        if cols.start // self._width >= len(self._peaks):
+            return None
+        peak = self._peaks[cols.start // self._width, self._among_all(rows)]
+        return probabilities_(roots_(exp_(z.sub_(peak[:, None]))), peak, normaliser)
 
     def _among_all(self, rows: slice) -> Tensor | slice:
         return rows if self._live is None else self._live[rows]
+
+
+def room(
+    gradient: Tensor, columns: list[slice], num_rows: int, itemsize: int
+) -> tuple[list[slice], list[int]]:  # fmt: skip
+    """(bytes of the gradient for the first blocks, sizes in bytes of those after them that find room beside it)."""
+    column_bytes = num_rows * itemsize
+    stride = max(column_bytes, gradient.shape[1] * gradient.itemsize)
+    starts = [-(-cols.start * stride // itemsize) * itemsize for cols in columns]
+    sizes = [(cols.stop - cols.start) * column_bytes for cols in columns]
+    spans = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    home = [span for span in spans if span.stop <= gradient.nbytes]
+    left = sizes[len(home) :]
+    spare = min(SPARE_BYTES, int(SPARE_SHARE * torch.float32.itemsize * num_rows * len(gradient)))
+    return home, left[: sum(end <= spare for end in accumulate(left))]
+
+
+def roots_(power: Tensor) -> Tensor:
+    """What is held of power[n, v] = exp(z - peak), in place: whole numbers."""
+    return power.sqrt_().mul_(ROOT_STEPS).sub_(ROOT_OFFSET).round_()
+
+
+def probabilities_(roots: Tensor, peak: Tensor, normaliser: Normaliser) -> Tensor:
+    """p[n, v] from roots and the peak[n] of their block, in place."""
+    scale = ((peak - normaliser.peak - normaliser.log_total) / 2).exp_().div_(ROOT_STEPS)
+    return roots.add_(ROOT_OFFSET).mul_(scale[:, None]).square_()

@@ -130,7 +130,8 @@ def shard_gradients(
     scale = _row_scale(grad, logit_map) if grad.of_logprob_alone and logit_map.softcap is None else None
     x_scaled = x if scale is None else x * scale[:, None]
     dx = torch.zeros_like(x) if need_x else None
-    dw = (torch.empty_like(weight) if kept is None else kept.gradient) if need_w else None
+    place = None if kept is None else kept.gradient
+    dw = (torch.empty_like(weight) if place is None else place) if need_w else None
     db = torch.empty_like(bias) if need_b and bias is not None else None
     for cols in blocks(len(weight), VOCAB_BLOCK):
         w, b = weight[cols].to(x.dtype), None if bias is None else bias[cols].to(x.dtype)
@@ -143,12 +144,13 @@ def shard_gradients(
                 held = None if kept is None else kept.raw(cols, rows)
                 z = put_(raw_logits(x[rows], w, b), *where, exact[rows]) if held is None else held
                 slope = logit_map.select(rows).apply_(z)
-                z.sub_(norm.peak[:, None])
                 if scale is None:
-                    dz = grad.select(rows).logits_(z, norm.log_total, *where)
+                    dz = grad.select(rows).logits_(z.sub_(norm.peak[:, None]), norm.log_total, *where)
                     dz = dz if slope is None else dz.mul_(slope)
                 else:
-                    p = exp_(z.sub_(norm.log_total[:, None]))
+                    p = None if kept is None else kept.remade(cols, rows, z, norm)
+                    if p is None:
+                        p = exp_(z.sub_(norm.peak[:, None]).sub_(norm.log_total[:, None]))
             if p is not None:
                 dz = p.scatter_add_(1, column[:, None], -inside[:, None].to(p.dtype))
             if dx is not None:
@@ -208,7 +210,8 @@ class LinearLogprob(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, _, entropy, *normaliser = ctx.saved_tensors
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy, g_lse)
-        kept, ctx.kept = ctx.kept, None  # a second backward pass makes all logits again
+        kept = ctx.kept  # a second backward pass makes all logits again
+        ctx.kept = None if kept is None else kept.spent()
         found = input_gradients(
             hidden, weight, bias, targets, ctx.logit_map, grad, Normaliser(*normaliser), needs=ctx.needs_input_grad[:3],
             vocab_start=ctx.vocab_start, tp_group=ctx.tp_group, kept=kept,
