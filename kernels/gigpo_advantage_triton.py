@@ -135,7 +135,9 @@ def count_score(stats_ptr, owner, score, counted, broken):
     tl.atomic_max(stats_ptr + HIGH, ~tl.zeros(owner.shape, tl.uint64), broken, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["N", "places", "shift"])
+@triton.jit(
+    do_not_specialize=["N", "places", "shift"], do_not_specialize_on_alignment=["returns_ptr"]
+)  # a row of a [4, N] of any N
 def score_kernel(
     reward_ptr,  # [N]
     traj_ptr,  # [N], integers

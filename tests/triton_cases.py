@@ -215,12 +215,6 @@ def test_logits_of_somebody_else_are_left_alone() -> None:
     assert torch.equal(logits, before)
 
 
-def test_number_of_tokens_and_temperature_compile_nothing_new() -> None:
-    """T is no specialised argument anywhere, and temperature is a tensor."""
-    for name in ("tile_stats_kernel", "tile_stats_tma_kernel", "target_logit_kernel", "merge_tiles_kernel"):
-        assert "T" in getattr(module, name).kwargs["do_not_specialize"]
-
-
 def test_vectors_of_any_stride() -> None:
     x, w, _ = make(40, 16, 300)
     wide = torch.arange(80) % 300
