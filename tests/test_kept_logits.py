@@ -272,7 +272,7 @@ def _shard_with_roots(world: Any) -> list[Tensor]:
     x, w = torch.randn(20, 16, generator=g), torch.randn(301, 16, generator=g)
     y, shard = torch.randint(0, 301, (20,), generator=g), slice(0, 120) if world.rank == 0 else slice(120, 301)
     leaves = [x.requires_grad_(), w[shard].clone().requires_grad_()]
-    kept = module._room_for_logits(*leaves, None, len(x), roots=True)
+    kept = module._room_for_logits(*leaves, None, roots=True)
     assert kept.roots
     logprob = linear_logprob(*leaves, y, tp_group=dist.group.WORLD)
     dx, dw = torch.autograd.grad(logprob, leaves, torch.linspace(1, 2, 20))
