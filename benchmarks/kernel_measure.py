@@ -1,23 +1,23 @@
 """How a task is measured: compared with float64, then timed in interleaved rounds.
 
-A contestant that is wrong gets no time. Each round times every contestant once, and the order turns by one a round, so
-that a busy or warm machine hits all of them alike. Times on a GPU lie between CUDA events, with its L2 cache flushed
-before; times on a CPU are wall time, and beside it the CPU time of all threads.
+A contestant that is wrong gets no time. Rounds are those of `rounds.py`. Times on a GPU lie between CUDA events, with
+its L2 cache flushed before; times on a CPU are wall time, and beside it the CPU time of all threads.
 
 FLOPs are those that the op cannot do without (`Task.flops`): 2THV a projection, 3 for forward and backward, of kept
 tokens only. Who recomputes logits does more and gets no credit for it. `GEMMs alone` are these projections and nothing
 else, in the same rounds.
 """
 
-import gc
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from kernel_peers import Contestant, Unsupported, contestants
 from kernel_tasks import Task, tokens_of
+from rounds import interleave, percentiles
 from torch import Tensor
 
 Outcome = tuple[Tensor | None, tuple[Tensor, ...]]
@@ -64,7 +64,8 @@ def measure(
         if task.gemms(mode):
             runs[GEMMS] = bare_gemms(task, mode)
             entries.append({"name": GEMMS})
-        times = interleave(runs, task.device, seconds, fewest, most)
+        warm = GPU_WARM_ROUNDS if task.device.type == "cuda" else 0
+        times = interleave(timed_runs(runs, task.device), seconds=seconds, fewest=fewest, most=most, warm=warm)
         bare = float(np.median([wall for wall, _ in times[GEMMS]])) if GEMMS in times else None
         for entry in entries:
             if entry["name"] in times:
@@ -177,21 +178,10 @@ def peak_of(run: Run, task: Task) -> tuple[Outcome, float]:
     return outcome, float(held.max(initial=0)) / 2**20
 
 
-def interleave(
-    runs: dict[str, Run], device: torch.device, seconds: float, fewest: int, most: int
-) -> dict[str, list[tuple[float, float | None]]]:
-    """(wall, CPU) seconds of each call."""
-    times: dict[str, list[tuple[float, float | None]]] = {name: [] for name in runs}
-    names, started, rounds = list(runs), time.perf_counter(), 0
-    warm = GPU_WARM_ROUNDS if device.type == "cuda" else 0
-    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device) if warm else None
-    while rounds < fewest + warm or (rounds < most + warm and time.perf_counter() - started < seconds):
-        turn = rounds % len(names) if names else 0
-        gc.collect()
-        for name in names[turn:] + names[:turn]:
-            times[name].append(timed(runs[name], flush))
-        rounds += 1
-    return {name: found[warm:] for name, found in times.items()}
+def timed_runs(runs: dict[str, Run], device: torch.device) -> dict[str, Callable[[], tuple[float, float | None]]]:
+    """Calls that give (wall, CPU) seconds of one run each."""
+    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
+    return {name: partial(timed, run, flush) for name, run in runs.items()}
 
 
 def timed(run: Run, flush: Tensor | None) -> tuple[float, float | None]:
@@ -209,12 +199,12 @@ def timed(run: Run, flush: Tensor | None) -> tuple[float, float | None]:
 
 
 def told(times: Sequence[tuple[float, float | None]], flops: float, bare: float | None) -> dict[str, Any]:
-    wall = np.array([1e3 * wall for wall, _ in times])
+    wall = [1e3 * wall for wall, _ in times]
     cpu = [1e3 * spent for _, spent in times if spent is not None]
     middle = float(np.median(wall))
     return {
         "rounds": len(times),
-        "ms": {f"p{q}": round(float(np.percentile(wall, q)), 4) for q in (20, 50, 80)},
+        "ms": percentiles(wall),
         "cpu_ms": round(float(np.median(cpu)), 4) if cpu else None,
         "teraflops": round(flops / middle / 1e9, 3) if flops else None,
         "percent_of_gemms": round(100 * 1e3 * bare / middle, 1) if bare is not None else None,

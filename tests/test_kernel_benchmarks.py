@@ -13,10 +13,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from gigpo_incumbent import careful, incumbent, make_rows
 from kernel_figures import write_results
-from kernel_measure import GEMMS, interleave, measure, peak_of
+from kernel_measure import GEMMS, measure, peak_of
 from kernel_peers import CONTESTANTS, EAGER, OURS, Contestant, Unsupported
 from kernel_speed import CPU_CASES, GPU_CASES, surroundings
 from kernel_tasks import Case, make_task
+from rounds import interleave
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"tokens": 32, "width": 16, "vocabulary": 70}
@@ -83,10 +84,11 @@ def test_who_is_wrong_or_fails_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_rounds_turn_their_order() -> None:
     seen: list[str] = []
-    runs = {name: lambda name=name: (seen.append(name), (None, ()))[1] for name in "abc"}
-    times = interleave(runs, CPU, seconds=0.0, fewest=3, most=3)
+    timed = {name: lambda name=name: (seen.append(name), len(seen))[1] for name in "abc"}
+    assert interleave(timed, fewest=3, most=9) == {"a": [1, 6, 8], "b": [2, 4, 9], "c": [3, 5, 7]}
     assert "".join(seen) == "abcbcacab"
-    assert [len(found) for found in times.values()] == [3, 3, 3]
+    assert interleave(timed, fewest=1, most=9, warm=1)["a"] == [15]
+    assert interleave(timed, seconds=60.0, fewest=1, most=2)["c"] == [18, 20]
 
 
 def test_peak_memory_is_that_of_the_call() -> None:
