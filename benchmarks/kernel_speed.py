@@ -1,9 +1,9 @@
 """Every kernel beside its peers, on CPU or on a GPU, into one JSON file.
 
     python benchmarks/kernel_speed.py --out benchmarks/results/kernels-cpu.json
-    python benchmarks/kernel_figures.py benchmarks/results/kernels-cpu.json --out benchmarks/results/kernels-cpu
 
-`kernel_measure.py` says how, `kernel_tasks.py` on what, `kernel_peers.py` beside whom.
+`kernel_measure.py` says how, `kernel_tasks.py` on what, `kernel_peers.py` beside whom; `kernel_figures.py` makes tables
+and figures of it.
 """
 
 import argparse

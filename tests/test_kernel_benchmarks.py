@@ -1,6 +1,8 @@
 """The comparison of the kernels, on tiny tasks: what is measured is right, and what is wrong gets no time."""
 
 import csv
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from conftest import REPO
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -134,9 +137,16 @@ def test_tables_and_figures(tmp_path: Path) -> None:
         "versions": {"torch": "2.13"}, "kernels": "reference", "left_out": [{"case": "B", "reason": "no time left"}],
         "results": [{**result, "contestants": [*listed, bare]}, far],
     }  # fmt: skip
-    write_results(measured, tmp_path)
+    more = {"hardware": {"name": "a CPU", "threads": 2}, "commit": "1234567890", "versions": {"torch": "2.14"}}
+    again = {**result, "contestants": [entry(OURS, 21.0), entry(EAGER, 4200.0)]}
+    write_results({"first.json": measured, "more.json": {**more, "results": [again]}}, tmp_path)
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert written.keys() == {"summary.md", "tables.md", "table.csv", "logprob-t-4-both.svg"}
+    assert written.keys() == {"readme_table.md", "summary.md", "tables.md", "table.csv", "logprob-t-4-both.svg"}
+    assert written["readme_table.md"].splitlines()[2:] == [
+        "| logprob, T=4, forward and backward | 20 ms | 40 ms |  | 12 and 12 MiB |",
+        "| the same in 3 rounds (`more.json`, commit 1234567) | 21 ms | 4.2 s |  | 12 and 12 MiB |",
+        "| far apart, forward and backward | 1 ms | 1 s |  | 12 and 12 MiB |",
+    ]
     assert f"| logprob, T=4 | both | 20 | 0.5 | 50% | {EAGER}: 40 | 2 | 12 | 12 |" in written["summary.md"]
     assert "Not measured: B (no time left)." in written["summary.md"]
     assert f"| {EAGER}: 1,000 | 1e+03 |" in written["summary.md"]
@@ -145,11 +155,28 @@ def test_tables_and_figures(tmp_path: Path) -> None:
     why = "absent (not installed); wrong one (wrong: off by 2, its gradients by \N{EN DASH} of their norm)"
     assert f"No time: {why}." in written["tables.md"]
     lines = list(csv.DictReader(written["table.csv"].splitlines()))
-    assert [line["ms_p50"] for line in lines] == ["40.0", "20.0", "", "", "10.0", "1.0", "1000.0"]
+    assert [line["ms_p50"] for line in lines] == ["40.0", "20.0", "", "", "10.0", "1.0", "1000.0", "21.0", "4200.0"]
     assert [line["left_out"] for line in lines][2] == "not installed"
+    told = [(line["device"], line["versions"], line["commit"]) for line in lines]
+    assert set(told[:7]) == {("a CPU", "torch 2.13", "0" * 40)}
+    assert set(told[7:]) == {("a CPU, 2 threads", "torch 2.14", "1234567890")}
     svg = ElementTree.fromstring(written["logprob-t-4-both.svg"])
     widths = [float(part.get("width", "")) for part in svg.iter() if "bar" in part.get("class", "").split()]
     assert widths == pytest.approx([widths[2] * 2, widths[2] * 4, widths[2]], rel=1e-3)
+
+
+def test_what_is_published_is_what_was_measured(tmp_path: Path) -> None:
+    """Tables and figures are those of the result files, and the README has its table and a figure from them."""
+    results = REPO / "benchmarks" / "results"
+    files = [results / f"{name}.json" for name in ("kernels-cpu", "kernels-cpu-two-threads")]
+    write_results({path.name: json.loads(path.read_text()) for path in files}, tmp_path)
+    made, kept = ({path.name: path.read_text() for path in f.iterdir()} for f in (tmp_path, results / "kernels-cpu"))
+    assert made == kept
+    page = (REPO / "README.md").read_text()
+    assert f"\n\n{made['readme_table.md']}\n" in page
+    figures = re.findall(r"!\[.+\]\(benchmarks/results/kernels-cpu/(.+\.svg)\)", page)
+    assert figures
+    assert set(figures) <= made.keys()
 
 
 def test_a_machine_without_git_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
