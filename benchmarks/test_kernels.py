@@ -10,7 +10,7 @@ import pytest
 import torch
 from kernel_measure import measure, run_of
 from kernel_peers import EAGER, INCUMBENT, OURS, contestants
-from kernel_speed import cases, dtype_of
+from kernel_speed import dtype_of, quick_cases
 from kernel_tasks import Case, make_task
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,7 +20,7 @@ minutes on two cores. `kernel_speed.py` takes its time."""
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("case", cases(DEVICE), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", quick_cases(DEVICE), ids=lambda case: case.name)
 def test_kernel(benchmark: Any, case: Case) -> None:
     task = make_task(case, DEVICE, dtype_of(DEVICE))
     results = measure(task, seconds=SECONDS, fewest=FEWEST_ROUNDS)

@@ -15,10 +15,11 @@ from conftest import REPO
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from gigpo_incumbent import careful, incumbent, make_rows
+from import_peers import skip_init, stand_ins
 from kernel_figures import write_results
 from kernel_measure import GEMMS, measure, peak_of
 from kernel_peers import CONTESTANTS, EAGER, OURS, Contestant, Unsupported
-from kernel_speed import CPU_CASES, GPU_CASES, surroundings
+from kernel_speed import cases, surroundings
 from kernel_tasks import Case, make_task
 from rounds import interleave
 
@@ -26,9 +27,12 @@ CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"tokens": 32, "width": 16, "vocabulary": 70}
 CASES = [
     Case(name="logprob", op="linear_logprob", modes=("forward", "both"), **SMALL),
+    Case(name="logprob, entropy", op="linear_logprob", entropy=True, modes=("forward", "both"), **SMALL),
     Case(name="policy", op="linear_policy_loss", kept=0.5, **SMALL),
+    Case(name="policy, KL, entropy", op="linear_policy_loss", entropy=True, kept=0.5, **SMALL),
     Case(name="nll", op="masked_distill_loss", **SMALL),
     Case(name="forward_kl", op="masked_distill_loss", divergence="forward_kl", **SMALL),
+    Case(name="reverse_kl", op="masked_distill_loss", divergence="reverse_kl", **SMALL),
     Case(name="jsd", op="masked_distill_loss", divergence="jsd", **SMALL),
     Case(name="selective", op="selective_logprob", **SMALL),
     Case(name="advantage", op="gigpo_advantage", tokens=400, modes=("forward",)),
@@ -83,6 +87,28 @@ def test_who_is_wrong_or_fails_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert entries["absent"]["left_out"] == "No module named 'a_package_that_nobody_has'"
     assert not entries["wrong"]["right"]
     assert [name for name, entry in entries.items() if "ms" in entry] == [GEMMS]
+
+
+def test_a_part_of_a_package_is_imported_without_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    inner = tmp_path / "a_large_package" / "ops"
+    inner.mkdir(parents=True)
+    for folder in (inner.parent, inner):
+        (folder / "__init__.py").write_text("import a_package_that_nobody_has")
+    (inner / "fused.py").write_text("from a_package_that_nobody_has import Frame\nclass Mine(Frame): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("a_large_package", "a_large_package.ops", "a_large_package.ops.fused"):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # afterwards too
+    with pytest.raises(ModuleNotFoundError, match="nobody_has"):
+        import a_large_package.ops.fused  # noqa: F401
+    skip_init("a_large_package", "a_large_package.ops")
+    with stand_ins("json", "a_package_that_nobody_has"):
+        from a_large_package.ops.fused import Mine
+
+        assert sys.modules["json"] is json  # what is there is itself
+    assert Mine.__mro__[1].__name__ == "Frame"
+    assert "a_package_that_nobody_has" not in sys.modules
+    with pytest.raises(ModuleNotFoundError, match="No module named 'another_that_nobody_has'"):
+        skip_init("another_that_nobody_has")
 
 
 def test_rounds_turn_their_order() -> None:
@@ -185,5 +211,5 @@ def test_a_machine_without_git_is_measured_all_the_same(monkeypatch: pytest.Monk
 
 
 def test_names_of_cases_differ() -> None:
-    for listed in (CPU_CASES, GPU_CASES):
-        assert len({case.name for case in listed}) == len(listed)
+    for device in (CPU, torch.device("cuda")):
+        assert len({case.name for case in cases(device)}) == len(cases(device))
