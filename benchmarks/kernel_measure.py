@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kernel_peers import Contestant, Unsupported, contestants
+from kernel_peers import EAGER, OURS, Contestant, Unsupported, contestants
 from kernel_tasks import Task, tokens_of
 from rounds import interleave, percentiles
 from torch import Tensor
@@ -42,11 +42,13 @@ def measure(
     most: int = MOST_ROUNDS,
     slow: bool = False,
     only: Sequence[str] = (),
+    patience: float = float("inf"),
 ) -> list[dict[str, Any]]:
     """A result for each mode of the case.
 
     Rounds of a mode go on for `seconds`, but there are `fewest` at least and `most` at most. `slow` asks everybody,
-    `only` those with these names (nobody: all).
+    `only` those with these names (nobody: all). Of peers whose checked call takes more than `patience` seconds, that
+    call is the only one.
     """
     results = []
     for mode in task.case.modes:
@@ -55,9 +57,10 @@ def measure(
         for contestant in contestants(task.case):
             if only and contestant.name not in only:
                 continue
-            entry, run = prepare(task, contestant, mode, slow)
+            limit = float("inf") if contestant.name in (OURS, EAGER) else patience
+            entry, run = prepare(task, contestant, mode, slow, limit)
             entries.append(entry)
-            if run is not None and entry["right"] and not contestant.once:
+            if run is not None and entry["right"] and "ms" not in entry:
                 runs[contestant.name] = run
             if task.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -91,7 +94,9 @@ def description(task: Task, mode: str) -> dict[str, Any]:
     }
 
 
-def prepare(task: Task, contestant: Contestant, mode: str, slow: bool) -> tuple[dict[str, Any], Run | None]:
+def prepare(
+    task: Task, contestant: Contestant, mode: str, slow: bool, patience: float
+) -> tuple[dict[str, Any], Run | None]:
     """What is known of a contestant before it is timed, and the call to time; None where there is none."""
     if not slow and contestant.most_rows is not None and task.case.tokens > contestant.most_rows:
         return {"name": contestant.name, "left_out": "takes minutes; asked for by --slow"}, None
@@ -110,8 +115,8 @@ def prepare(task: Task, contestant: Contestant, mode: str, slow: bool) -> tuple[
         return {"name": contestant.name, "left_out": "out of memory"}, None
     except Exception as error:  # whatever a peer raises is a result about that peer, and no reason to lose the others
         return {"name": contestant.name, "left_out": f"failed: {type(error).__name__}: {first_line(error)}"}, None
-    if contestant.once and entry["right"]:
-        entry |= told([only], 0.0, None)
+    if (contestant.once or only[0] > patience) and entry["right"]:
+        entry |= told([only], task.flops(mode), None)
     return entry, run
 
 

@@ -89,6 +89,15 @@ def test_who_is_wrong_or_fails_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert [name for name, entry in entries.items() if "ms" in entry] == [GEMMS]
 
 
+def test_slow_peers_are_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [c for c in CONTESTANTS["linear_logprob"] if c.name in (OURS, EAGER, "F.linear_cross_entropy")]
+    monkeypatch.setitem(CONTESTANTS, "linear_logprob", listed)
+    task = make_task(Case(name="x", op="linear_logprob", **SMALL), CPU, torch.float32)
+    (result,) = measure(task, seconds=0, fewest=2, patience=0.0)
+    rounds = {entry["name"]: entry["rounds"] for entry in result["contestants"]}
+    assert rounds == {OURS: 2, EAGER: 2, "F.linear_cross_entropy": 1, GEMMS: 2}
+
+
 def test_a_part_of_a_package_is_imported_without_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     inner = tmp_path / "a_large_package" / "ops"
     inner.mkdir(parents=True)
