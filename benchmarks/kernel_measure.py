@@ -29,9 +29,9 @@ FEWEST_ROUNDS, MOST_ROUNDS = 3, 30
 GPU_WARM_ROUNDS = 2
 L2_FLUSH_BYTES = 2**28
 """More than twice the L2 cache of an H100."""
-TOLERANCE = {torch.bfloat16: (0.3, 0.1), torch.float32: (1e-3, 1e-3)}
+TOLERANCE = {torch.bfloat16: (0.3, 0.1), torch.float32: (5e-3, 1e-3)}
 """Errors (absolute of values, relative of gradients) beyond which a result is wrong, not rounded: logits of 32 and
-more are 0.125 off in bfloat16."""
+more are 0.125 off in bfloat16, and lse - sum p z, which is verl's entropy and Liger's, is 1.3e-3 off in float32."""
 
 
 def measure(

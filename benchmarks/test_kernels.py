@@ -24,7 +24,7 @@ CONTRACT_ERROR = 2e-5
 have outliers; eager float32 is off by 2.9e-5."""
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)  # on a busy machine: alone on two cores, the longest takes two minutes
 @pytest.mark.parametrize("case", quick_cases(DEVICE), ids=lambda case: case.name)
 def test_kernel(benchmark: Any, case: Case) -> None:
     task = make_task(case, DEVICE, dtype_of(DEVICE))
