@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under 9 minutes: tests, benchmarks, a short run. Results go to the folder given;
 # steps.txt has the exit status of each step, and one that fails or takes too long stops no other.
-# Peers that are installed are measured too: pip install "liger-kernel[cutedsl]" cut-cross-entropy quack-kernels
+# Peers that are installed are measured too: pip install "liger-kernel[cutedsl]" cut-cross-entropy quack-kernels, and
+# of TRL and verl what needs nothing else: pip install --no-deps trl verl
 #   benchmarks/gpu.sh OUT
 # PYTHON names another Python than that of .venv. Where siri is not installed in it, this checkout is imported: the
 # tests and benchmarks of the kernels then need torch, triton, pytest, pytest-timeout and hypothesis.

@@ -1,9 +1,12 @@
 """Tables and figures of the kernels from what `kernel_speed.py` wrote: the same numbers give the same files.
 
-    python benchmarks/kernel_figures.py benchmarks/results/kernels-cpu.json --out benchmarks/results/kernels-cpu
+    python benchmarks/kernel_figures.py benchmarks/results/kernels-cpu{,-two-threads}.json \
+        --out benchmarks/results/kernels-cpu
 
-summary.md has a line a case, tables.md all contestants with the reasons of those left out, table.csv the same for
-programs; a figure a case in SVG, its times as bars.
+readme_table.md is the table of the README, which a test compares; summary.md has a line a case, tables.md all
+contestants with the reasons of those left out, table.csv the same for programs; a figure a case in SVG, its times as
+bars. Of further files, runs of some cases in more rounds, readme_table.md has a row under that of the same case, and
+table.csv everything; the rest is of the first.
 """
 
 import argparse
@@ -17,13 +20,15 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from kernel_measure import GEMMS
-from kernel_peers import EAGER, OURS
+from kernel_peers import COMPILED, EAGER, INCUMBENT, OURS
 from study_figures import BOTTOM, RIGHT, TOP, WIDTH, framed, scale
 
 from siri.engine.files import write_text_atomic
 from siri.report.parts import NONE, compact, node, shown
 
 Result = Mapping[str, Any]
+Measured = Mapping[str, Any]
+"""What a file of `kernel_speed.py` holds."""
 
 LEFT, PITCH = 250, 30
 """Pixels: of the names at the left, and of a row."""
@@ -32,7 +37,7 @@ FARTHEST = 50.0
 BAR_STYLE = ".s1.bar { fill: var(--muted); } .roof.bar { fill: var(--grid); }"
 COLUMNS = (
     "case", "mode", "contestant", "rounds", "ms_p20", "ms_p50", "ms_p80", "cpu_ms", "teraflops", "percent_of_gemms",
-    "peak_mib", "value_error", "gradient_error", "left_out", "inputs", "dtype",
+    "peak_mib", "value_error", "gradient_error", "left_out", "inputs", "dtype", "device", "versions", "commit",
 )  # fmt: skip
 
 
@@ -60,6 +65,39 @@ def gradient_error(entry: Mapping[str, Any]) -> float | None:
     """The worst; None without gradients, or where one is not a number (null in JSON)."""
     found = entry.get("gradient_errors") or [None]
     return None if None in found else max(found)
+
+
+def readme_table(measured: Mapping[str, Measured]) -> list[str]:
+    """By name of the file. A line a case of the first, and under it one of each other file that has the case."""
+    (_, first), *others = measured.items()
+    rows = []
+    for result in first["results"]:
+        # An op without gradients has one mode.
+        mode = {"both": ", forward and backward", "forward": ", forward"}[result["mode"]] if result["width"] else ""
+        rows.append([f"{result['case']}{mode}", *readme_cells(result)])
+        for file, other in others:
+            for same in other["results"]:
+                if (same["case"], same["mode"]) == (result["case"], result["mode"]):
+                    rounds = max(entry["rounds"] for entry in timed(same))
+                    told = f"the same in {rounds} rounds (`{file}`, commit {other['commit'][:7]})"
+                    rows.append([told, *readme_cells(same)])
+    return markdown(("case", "ours", "torch, eager", "torch.compile", "memory, ours and eager's"), rows)
+
+
+def readme_cells(result: Result) -> list[str]:
+    ours, eager, compiled = (entry_of(result, name) for name in (OURS, EAGER, COMPILED.name))
+    incumbent = entry_of(result, INCUMBENT)
+    told = duration(eager) if incumbent is None else f"{INCUMBENT}: {duration(incumbent)}"
+    memory = f"{mebibytes(ours)} and {mebibytes(eager)} MiB" if ours is not None and eager is not None else ""
+    return [duration(ours) or "no time: tables.md says why", told, duration(compiled), memory]
+
+
+def duration(entry: Mapping[str, Any] | None) -> str:
+    """The median; empty for nobody."""
+    if entry is None:
+        return ""
+    ms = entry["ms"]["p50"]
+    return f"{ms / 1e3:.3g} s" if ms >= 1000 else f"{ms:.3g} ms"
 
 
 def summary(results: Sequence[Result]) -> list[str]:
@@ -154,12 +192,11 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
     return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
 
 
-def head(measured: Mapping[str, Any]) -> list[str]:
+def head(measured: Measured) -> list[str]:
     """What the numbers were measured with."""
     hardware = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured["hardware"].items())
-    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     lines = [
-        f"`{measured['command']}`, commit {measured['commit'][:7]}; {hardware}; {versions}.",
+        f"`{measured['command']}`, commit {measured['commit'][:7]}; {hardware}; {versions(measured)}.",
         f"Our kernels: {measured['kernels']}.",
         "",
         "Medians of interleaved rounds. CPU ms: of all threads together. FLOPs: 2THV for each projection that the op",
@@ -172,15 +209,23 @@ def head(measured: Mapping[str, Any]) -> list[str]:
     return [*lines, ""] if measured["left_out"] else lines
 
 
-def csv_text(results: Sequence[Result]) -> str:
+def versions(measured: Measured) -> str:
+    return ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+
+
+def csv_text(measured: Sequence[Measured]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for result in results:
-        for entry in result["contestants"]:
-            percentiles = {f"ms_{name}": value for name, value in entry.get("ms", {}).items()}
-            row = {"contestant": entry["name"], "gradient_error": gradient_error(entry), "left_out": reason(entry)}
-            writer.writerow({**result, **entry, **percentiles, **row})
+    for one in measured:
+        hardware = one["hardware"]
+        threads = f", {hardware['threads']} threads" if "threads" in hardware else ""
+        where = {"device": hardware["name"] + threads, "versions": versions(one), "commit": one["commit"]}
+        for result in one["results"]:
+            for entry in result["contestants"]:
+                percentiles = {f"ms_{name}": value for name, value in entry.get("ms", {}).items()}
+                row = {"contestant": entry["name"], "gradient_error": gradient_error(entry), "left_out": reason(entry)}
+                writer.writerow({**result, **entry, **percentiles, **row, **where})
     return text.getvalue()
 
 
@@ -215,13 +260,15 @@ def figure(result: Result) -> Element | None:
     return framed(f"{result['case']}, {result['mode']}", told, parts, bottom + BOTTOM)
 
 
-def write_results(measured: Mapping[str, Any], out: Path) -> None:
-    """All files, into the folder `out`."""
-    results = measured["results"]
+def write_results(measured: Mapping[str, Measured], out: Path) -> None:
+    """All files, into the folder `out`, from what files of these names hold."""
+    first = next(iter(measured.values()))
+    results = first["results"]
     out.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(out / "summary.md", "\n".join([*head(measured), *summary(results), ""]))
-    write_text_atomic(out / "tables.md", "\n".join([*head(measured), *tables(results)]))
-    write_text_atomic(out / "table.csv", csv_text(results))
+    write_text_atomic(out / "readme_table.md", "\n".join([*readme_table(measured), ""]))
+    write_text_atomic(out / "summary.md", "\n".join([*head(first), *summary(results), ""]))
+    write_text_atomic(out / "tables.md", "\n".join([*head(first), *tables(results)]))
+    write_text_atomic(out / "table.csv", csv_text(list(measured.values())))
     for result in results:
         drawn = figure(result)
         if drawn is not None:
@@ -231,10 +278,10 @@ def write_results(measured: Mapping[str, Any], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measured", type=Path, help="JSON file of kernel_speed.py")
+    parser.add_argument("measured", type=Path, nargs="+", help="JSON files of kernel_speed.py")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    write_results(json.loads(arguments.measured.read_text()), arguments.out)
+    write_results({path.name: json.loads(path.read_text()) for path in arguments.measured}, arguments.out)
     print((arguments.out / "summary.md").read_text(), end="")
 
 

@@ -1,19 +1,36 @@
 """Who is compared: for each op, functions that take the same task and give the same value.
 
-A maker imports its package, prepares, and returns the call that is measured. What it cannot do, it says with an
-`ImportError` (not installed) or `Unsupported`; the results then give the reason in place of a number.
-
-    pip install "liger-kernel[cutedsl]" cut-cross-entropy quack-kernels
+Here are ours and PyTorch's; those of other packages are made in `kernel_packages.py`, which says how makers work.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from gigpo_incumbent import GAMMA, OMEGA, PENALTY, careful, incumbent
-from kernel_tasks import SEQUENCES, Case, Task, Tokens, objective, tokens_of
+from kernel_packages import (
+    Call,
+    Unsupported,
+    cce,
+    cce_compiled,
+    liger_cross_entropy,
+    liger_grpo,
+    liger_jsd,
+    liger_jsd_chunked,
+    liger_scaled,
+    outputs,
+    quack_linear,
+    quack_rows,
+    trl_chunked,
+    trl_selective,
+    verl_torch,
+    verl_triton,
+)
+from kernel_tasks import ENTROPY_COEF, KL_COEF, Case, Task, Tokens, objective, tokens_of
 from torch import Tensor
 
 from siri.kernels import (
@@ -28,12 +45,6 @@ from siri.kernels import (
 OURS = "siri.kernels"
 EAGER = "torch, eager"
 INCUMBENT = "the incumbent's algorithm"
-
-Call = Callable[[], Tensor]
-
-
-class Unsupported(Exception):
-    """This contestant does not do this task; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +61,8 @@ class Contestant:
 
 def ours_logprob(task: Task) -> Call:
     t = tokens_of(task)
+    if task.case.entropy:
+        return lambda: outputs(task.case, *linear_logprob(t.hidden, t.weight, t.targets, return_entropy=True))
     return lambda: linear_logprob(t.hidden, t.weight, t.targets)
 
 
@@ -68,15 +81,19 @@ def ours_policy_in_large_chunks(task: Task) -> Call:
 
 def ours_policy(task: Task) -> Call:
     t, denominator = tokens_of(task), tokens_of(task).token_weight.sum()
+    terms: dict[str, Any] = {}
+    if task.case.entropy:
+        terms = {"kl_coef": KL_COEF, "ref_logprob": t.ref_logprob, "entropy_coef": ENTROPY_COEF}
     return lambda: linear_policy_loss(
-        t.hidden, t.weight, t.targets, t.advantage, t.old_logprob, token_weight=t.token_weight, denominator=denominator
-    )[0]
+        t.hidden, t.weight, t.targets, t.advantage, t.old_logprob, token_weight=t.token_weight,
+        denominator=denominator, **terms,
+    )[0]  # fmt: skip
 
 
 def ours_distill(task: Task) -> Call:
     t = tokens_of(task)
     return lambda: masked_distill_loss(
-        t.hidden, t.weight, t.targets, t.token_weight, divergence=t.divergence, teacher_hidden=t.teacher_hidden,
+        t.hidden, t.weight, t.targets, t.token_weight, divergence=task.case.divergence, teacher_hidden=t.teacher_hidden,
         denominator=len(t.targets),
     )  # fmt: skip
 
@@ -101,7 +118,7 @@ def plain(case: Case, t: Tokens) -> Tensor:
     everything = slice(0, case.tokens)
     z = t.hidden @ t.weight.t() if t.logits is None else t.logits
     teacher = None if t.teacher_hidden is None else (t.teacher_hidden @ t.weight.detach().t()).float()
-    return objective(case.op, t, z.float(), everything, teacher)
+    return objective(case, t, z.float(), everything, teacher)
 
 
 def eager(task: Task) -> Call:
@@ -111,7 +128,9 @@ def eager(task: Task) -> Call:
 
 def compiled(task: Task) -> Call:
     t = tokens_of(task)
-    torch.compiler.reset()  # graphs of earlier tasks count towards the limit of recompilations
+    # Graphs of earlier tasks count towards the limit of recompilations. Nobody else may do this: it would throw away
+    # what the contestants before have compiled, and their first round would compile it again.
+    torch.compiler.reset()
     function = torch.compile(plain, dynamic=False)
     return lambda: function(task.case, t)
 
@@ -128,87 +147,6 @@ def torch_cross_entropy(task: Task) -> Call:
     t = tokens_of(task)
     assert t.logits is not None
     return lambda: -F.cross_entropy(t.logits.float(), t.targets, reduction="none")
-
-
-def liger_scaled(task: Task) -> Call:
-    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
-
-    t = tokens_of(task)
-    return lambda: -LigerFusedLinearScaledCrossEntropyFunction.apply(t.hidden, t.weight, t.targets)
-
-
-def liger_grpo(task: Task) -> Call:
-    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
-
-    t = tokens_of(task)
-    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="bnpo")
-    width = t.hidden.shape[1]
-    targets, old, mask = (v.view(SEQUENCES, -1) for v in (t.targets, t.old_logprob, t.token_weight))
-    advantage = t.advantage.view(SEQUENCES, -1)[:, 0]
-    return lambda: loss(
-        t.hidden.view(SEQUENCES, -1, width), t.weight, targets, mask, advantage, old_per_token_logps=old
-    )[0]
-
-
-def liger_cross_entropy(task: Task) -> Call:
-    need_gpu(task)
-    from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
-
-    t = tokens_of(task)
-
-    def call() -> Tensor:
-        found = LigerFusedLinearCrossEntropyFunction.apply(t.hidden, t.weight, t.targets)
-        return found[0] if isinstance(found, tuple) else found
-
-    return call
-
-
-def liger_jsd(task: Task) -> Call:
-    need_gpu(task)
-    from liger_kernel.ops import LigerFusedLinearJSDFunction
-
-    t, beta = tokens_of(task), {"forward_kl": 0.0, "jsd": 0.5}[task.case.divergence]
-    return lambda: LigerFusedLinearJSDFunction.apply(
-        t.hidden, t.weight, t.teacher_hidden, t.weight.detach(), t.targets, beta, -100, 1.0
-    )
-
-
-def liger_jsd_chunked(task: Task) -> Call:
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-    t, beta = tokens_of(task), {"forward_kl": 0.0, "jsd": 0.5}[task.case.divergence]
-    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta)
-    return lambda: loss(t.hidden, t.weight, t.teacher_hidden, t.weight.detach(), t.targets)
-
-
-def cce(task: Task, *, reduction: str, filtered: bool) -> Call:
-    need_gpu(task)
-    from cut_cross_entropy import linear_cross_entropy
-
-    t, sign = tokens_of(task), -1.0 if reduction == "none" else 1.0
-    options = {} if filtered else {"filter_eps": None}
-    return lambda: sign * linear_cross_entropy(t.hidden, t.weight, t.targets, reduction=reduction, **options)
-
-
-def quack_linear(task: Task) -> Call:
-    need_gpu(task)
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
-
-    t = tokens_of(task)
-    return lambda: chunked_linear_cross_entropy(t.hidden, t.weight, t.targets)
-
-
-def quack_rows(task: Task) -> Call:
-    need_gpu(task)
-    from quack.cross_entropy import cross_entropy
-
-    t = tokens_of(task)
-    return lambda: -cross_entropy(t.logits, t.targets, reduction="none")
-
-
-def need_gpu(task: Task) -> None:
-    if task.device.type != "cuda":
-        raise Unsupported("needs an NVIDIA GPU")
 
 
 def python_gigpo(task: Task) -> Call:
@@ -243,8 +181,8 @@ def of_torch(reduction: str) -> list[Contestant]:
 
 
 def of_cce(reduction: str) -> list[Contestant]:
-    """Apple's, with its gradient filter and without."""
-    return [
+    """Apple's, with its gradient filter and without, and what it has for other hardware."""
+    kernels = [
         Contestant(
             name=f"cut-cross-entropy{told}",
             make=lambda task, filtered=filtered: cce(task, reduction=reduction, filtered=filtered),
@@ -252,7 +190,16 @@ def of_cce(reduction: str) -> list[Contestant]:
         )
         for told, filtered in (("", True), (", no filter", False))
     ]
+    make = partial(cce_compiled, reduction=reduction)
+    return [*kernels, Contestant(name="cut-cross-entropy, torch_compile", make=make, compiles=True)]
 
+
+LIGER_SCALED = Contestant(name="Liger scaled cross-entropy", make=liger_scaled)
+OF_TRAINERS = [
+    Contestant(name="TRL chunked log-prob", make=trl_chunked),
+    Contestant(name="verl FusedLinearForPPO", make=verl_torch),
+    Contestant(name="verl linear_cross_entropy, Triton", make=verl_triton, compiles=True),
+]
 
 CONTESTANTS: dict[str, list[Contestant]] = {
     "linear_logprob": [
@@ -260,8 +207,16 @@ CONTESTANTS: dict[str, list[Contestant]] = {
         PLAIN,
         COMPILED,
         *of_torch("none"),
-        Contestant(name="Liger scaled cross-entropy", make=liger_scaled),
+        LIGER_SCALED,
         *of_cce("none"),
+        *OF_TRAINERS,
+    ],
+    "linear_logprob, entropy": [
+        Contestant(name=OURS, make=ours_logprob),
+        PLAIN,
+        COMPILED,
+        LIGER_SCALED,
+        *OF_TRAINERS,
     ],
     "linear_policy_loss": [
         Contestant(name=OURS, make=ours_policy),
@@ -291,6 +246,7 @@ CONTESTANTS: dict[str, list[Contestant]] = {
         PLAIN,
         COMPILED,
         Contestant(name="F.cross_entropy", make=torch_cross_entropy),
+        Contestant(name="TRL selective_log_softmax", make=trl_selective),
         Contestant(name="quack cross-entropy", make=quack_rows, compiles=True),
     ],
     "gigpo_advantage": [
@@ -303,4 +259,6 @@ CONTESTANTS: dict[str, list[Contestant]] = {
 
 
 def contestants(case: Case) -> list[Contestant]:
+    if case.op == "linear_logprob" and case.entropy:
+        return CONTESTANTS["linear_logprob, entropy"]
     return CONTESTANTS[case.op if case.divergence == "nll" else f"{case.op}, teacher"]

@@ -1,9 +1,9 @@
 """Every kernel beside its peers, on CPU or on a GPU, into one JSON file.
 
     python benchmarks/kernel_speed.py --out benchmarks/results/kernels-cpu.json
-    python benchmarks/kernel_figures.py benchmarks/results/kernels-cpu.json --out benchmarks/results/kernels-cpu
 
-`kernel_measure.py` says how, `kernel_tasks.py` on what, `kernel_peers.py` beside whom.
+`kernel_measure.py` says how, `kernel_tasks.py` on what, `kernel_peers.py` beside whom; `kernel_figures.py` makes tables
+and figures of it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from kernel_tasks import Case, make_task
 from siri.engine.files import write_json_atomic
 from siri.kernels import dispatch
 
-PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")
+PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "trl", "verl")
 
 ADVANTAGE: dict[str, Any] = {"op": "gigpo_advantage", "modes": ("forward",)}
 SHAPE_A = {"tokens": 8192, "width": 3584, "vocabulary": 152064}
@@ -42,6 +42,12 @@ CPU_CASES = (
     Case(name="gigpo_advantage, 16384 rows, verl-agent's rule", tokens=16384, parity=True, **ADVANTAGE),
     Case(name="gigpo_advantage, 131072 rows, verl-agent's rule", tokens=131072, parity=True, **ADVANTAGE),
     Case(name="gigpo_advantage, 131072 rows", tokens=131072, **ADVANTAGE),
+)
+MORE_CPU_CASES = (
+    Case(name="linear_logprob with entropy, T=512", op="linear_logprob", tokens=512, entropy=True),
+    Case(name="linear_policy_loss with KL and entropy, T=256", op="linear_policy_loss", tokens=256, entropy=True),
+    Case(name="linear_policy_loss, T=512, 30% of tokens", op="linear_policy_loss", tokens=512, kept=0.3),
+    Case(name="masked_distill_loss reverse_kl, T=256", op="masked_distill_loss", tokens=256, divergence="reverse_kl"),
 )
 GPU_CASES = (
     Case(name="linear_logprob, A", op="linear_logprob", modes=("forward", "both"), **SHAPE_A),
@@ -59,10 +65,20 @@ GPU_CASES = (
 )
 """A and B are the heads of 7B and 1.5B models of the Qwen2.5 family, C that of SmolLM2-135M. What is stated as a goal
 comes first: time on a GPU may run out."""
+MORE_GPU_CASES = (
+    Case(name="linear_logprob with entropy, A", op="linear_logprob", entropy=True, **SHAPE_A),
+    Case(name="linear_policy_loss with KL and entropy, A", op="linear_policy_loss", entropy=True, **SHAPE_A),
+    Case(name="masked_distill_loss reverse_kl, C", op="masked_distill_loss", divergence="reverse_kl", **SHAPE_C),
+)
+
+
+def quick_cases(device: torch.device) -> Sequence[Case]:
+    """What pytest runs too."""
+    return GPU_CASES if device.type == "cuda" else CPU_CASES
 
 
 def cases(device: torch.device) -> Sequence[Case]:
-    return GPU_CASES if device.type == "cuda" else CPU_CASES
+    return (*quick_cases(device), *(MORE_GPU_CASES if device.type == "cuda" else MORE_CPU_CASES))
 
 
 def dtype_of(device: torch.device) -> torch.dtype:

@@ -30,6 +30,8 @@ LEAN = (4.0, 10.0)
 """How far a stand-in's target stands out, in such deviations: log-probs from about -6 to 0, -1 on average."""
 SEQUENCES = 16
 """One advantage a sequence: all that Liger's GRPO loss can express."""
+KL_COEF, ENTROPY_COEF = 0.05, 0.01
+"""Of a policy loss with both: so large that a gradient without one of them would be off by a percent."""
 CHECKPOINT_TOKENS = {"cpu": 2048, "cuda": 8192}
 WINDOW = 512
 TRUTH_ROWS = 256
@@ -51,6 +53,8 @@ class Case:
     kept: float = 1.0
     """Share of tokens that are trained; the others have weight 0."""
     divergence: str = "nll"
+    entropy: bool = False
+    """`linear_logprob` gives the entropy too; `linear_policy_loss` has a KL and an entropy term."""
     parity: bool = False
     """`gigpo_advantage` by the incumbent's rule."""
 
@@ -63,16 +67,17 @@ class Tokens:
     weight: Tensor
     targets: Tensor
     upstream: Tensor
-    """Gradient of a loss by the log-probs."""
+    """Gradient of a loss by the log-probs; [T, 2] by log-prob and entropy."""
     advantage: Tensor
     """One value a sequence."""
     old_logprob: Tensor
+    ref_logprob: Tensor
+    """Of a policy loss with a KL term."""
     token_weight: Tensor
     """0 or 1"""
     teacher_hidden: Tensor | None
     logits: Tensor | None
     """[T, V], of `selective_logprob`."""
-    divergence: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +91,7 @@ class Task:
     leaves: tuple[Tensor, ...]
     upstream: Tensor | None
     value: Tensor
-    """f64: log-probs [T], a loss, or advantages [N]; NaN where nothing is claimed."""
+    """f64: log-probs [T], with entropies [T, 2], a loss, or advantages [N]; NaN where nothing is claimed."""
     gradients: tuple[Tensor, ...]
     """f64, of `leaves`."""
     source: str
@@ -109,26 +114,36 @@ def tokens_of(task: Task) -> Tokens:
     return task.tokens
 
 
-def objective(op: str, t: Tokens, z: Tensor, rows: slice, teacher_z: Tensor | None) -> Tensor:
-    """The op as anybody would write it, from float logits z [n, V] of some rows: log-probs [n], or their share of the
-    loss."""
+def objective(case: Case, t: Tokens, z: Tensor, rows: slice, teacher_z: Tensor | None) -> Tensor:
+    """The op as anybody would write it, from float logits z [n, V] of some rows: log-probs [n], with entropies [n, 2],
+    or their share of the loss."""
     log_s = torch.log_softmax(z, dim=-1)
     logprob = log_s.gather(1, t.targets[rows, None]).squeeze(1)
-    if op in ("linear_logprob", "selective_logprob"):
-        return logprob
-    if op == "linear_policy_loss":
+    entropy = -(log_s.exp() * log_s).sum(-1) if case.entropy else None
+    if case.op in ("linear_logprob", "selective_logprob"):
+        return logprob if entropy is None else torch.stack([logprob, entropy], dim=-1)
+    if case.op == "linear_policy_loss":
         a, ratio = t.advantage[rows], (logprob - t.old_logprob[rows]).exp()
         loss = torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2))
         loss = torch.where(a < 0, torch.minimum(loss, -3.0 * a), loss)
+        if entropy is not None:
+            to_ref = t.ref_logprob[rows] - logprob
+            loss = loss + KL_COEF * (to_ref.exp() - to_ref - 1) - ENTROPY_COEF * entropy
         return (t.token_weight[rows] * loss).sum() / t.token_weight.sum()
     if teacher_z is None:
         return -(t.token_weight[rows] * logprob).sum() / len(t.targets)
     log_t = torch.log_softmax(teacher_z, dim=-1)
-    if t.divergence == "forward_kl":
-        return F.kl_div(log_s, log_t, log_target=True, reduction="sum") / len(t.targets)
+    return divergence(case.divergence, log_s, log_t) / len(t.targets)
+
+
+def divergence(name: str, log_s: Tensor, log_t: Tensor) -> Tensor:
+    """Of student and teacher, summed over the rows."""
+    if name != "jsd":
+        reached, start = (log_s, log_t) if name == "forward_kl" else (log_t, log_s)
+        return F.kl_div(reached, start, log_target=True, reduction="sum")
     log_m = torch.logaddexp(log_s, log_t) - math.log(2)
     halves = [F.kl_div(log_m, log_p, log_target=True, reduction="sum") for log_p in (log_s, log_t)]
-    return (halves[0] + halves[1]) / (2 * len(t.targets))
+    return (halves[0] + halves[1]) / 2
 
 
 def make_task(case: Case, device: torch.device, dtype: torch.dtype) -> Task:
@@ -176,21 +191,23 @@ def with_columns(case: Case, hidden: Tensor, weight: Tensor, targets: Tensor) ->
     moved = torch.where(torch.rand(size, generator=g, device=device) < 0.1, large, small)
     length = -(-size // SEQUENCES)
     place = torch.arange(size, device=device) % length
+    by_entropy = case.entropy and case.op == "linear_logprob"
     tokens = Tokens(
         hidden=hidden,
         weight=weight,
         targets=targets,
-        upstream=torch.randn(size, generator=g, device=device),
+        upstream=torch.randn((size, 2) if by_entropy else size, generator=g, device=device),
         advantage=torch.randn(SEQUENCES, generator=g, device=device).repeat_interleave(length)[:size],
         old_logprob=moved,
+        ref_logprob=moved,
         token_weight=(place >= round(length * (1 - case.kept))).float(),
         teacher_hidden=None,
         logits=None,
-        divergence=case.divergence,
     )
     if case.op == "linear_policy_loss":
-        logprob = truth(replace(case, op="linear_logprob"), tokens)[0]
-        return replace(tokens, old_logprob=(logprob + moved).float())
+        logprob = truth(replace(case, op="linear_logprob", entropy=False), tokens)[0]
+        drift = 0.3 * torch.randn(size, generator=g, device=device)
+        return replace(tokens, old_logprob=(logprob + moved).float(), ref_logprob=(logprob + drift).float())
     if case.divergence != "nll":
         # The same model with something more in its prompt: other hidden states, the same head.
         noise = torch.randn(hidden.shape, generator=g, device=device) * hidden.float().std() * 0.3
@@ -200,7 +217,8 @@ def with_columns(case: Case, hidden: Tensor, weight: Tensor, targets: Tensor) ->
 
 def truth(case: Case, t: Tokens) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(value, gradients) in float64 from the inputs as they are, a few rows at a time."""
-    wide = replace(t, **{name: getattr(t, name).double() for name in ("advantage", "old_logprob", "token_weight")})
+    vectors = ("advantage", "old_logprob", "ref_logprob", "token_weight")
+    wide = replace(t, **{name: getattr(t, name).double() for name in vectors})
     weight = t.weight.detach().double()
     values, dx, dz_all = [], [], []
     dw = torch.zeros_like(weight)
@@ -209,7 +227,7 @@ def truth(case: Case, t: Tokens) -> tuple[Tensor, tuple[Tensor, ...]]:
         x = t.hidden[rows].detach().double()
         z = (x @ weight.t() if t.logits is None else t.logits[rows].detach().double()).requires_grad_()
         teacher_z = None if t.teacher_hidden is None else t.teacher_hidden[rows].double() @ weight.t()
-        value = objective(case.op, wide, z, rows, teacher_z)
+        value = objective(case, wide, z, rows, teacher_z)
         (dz,) = torch.autograd.grad(value, z, t.upstream[rows].double() if value.ndim else None)
         values.append(value.detach())
         if t.logits is None:

@@ -1,15 +1,17 @@
 """Anchors in C++ beside Python: `pytest benchmarks/test_anchors.py`.
 
-Rounds time ours; what the others take for the same is in `extra_info`, and every result is compared with theirs. The
-bounds are what a training run needs, in CPU time of all threads, so that a busy machine does not fail them.
+Rounds of pytest-benchmark time ours; the comparison, measured in interleaved rounds before, is in `extra_info`, in the
+form that `anchor_speed.py` writes, and every result in it is equal to the others'. The bounds are what a training run
+needs, in medians of CPU time of all threads, so that a busy machine does not fail them.
 """
 
 from typing import Any
 
 import pytest
-from anchor_speed import Rows, household, measure_exact, measure_similarity, pages, synthetic
+from anchor_speed import Rows, household, measure_exact, measure_similarity, shop, synthetic
 
 from siri.engine.native import group_states, hash_states
+from siri.envs.webshop import procedural_catalogue
 
 ROUNDS = 10
 
@@ -20,6 +22,11 @@ def played() -> Rows:
 
 
 @pytest.fixture(scope="module")
+def shopped() -> Rows:
+    return shop(procedural_catalogue(394))
+
+
+@pytest.fixture(scope="module")
 def random_bytes() -> Rows:
     return synthetic()
 
@@ -27,9 +34,10 @@ def random_bytes() -> Rows:
 def test_exact_groups_of_131072_states(benchmark: Any, random_bytes: Rows) -> None:
     result = measure_exact(random_bytes, ROUNDS)
     benchmark.extra_info.update(result)
-    # Two threads share this, so on two free cores it is about half of that.
     assert result["states"] == 131072
-    assert result["group_ours_2"]["least"] < 50
+    assert result["group_ours_1"]["cpu_ms"]["p50"] < 50
+    # Two threads share this, so on two free cores it is about half of that.
+    assert result["group_ours_2"]["cpu_ms"]["p50"] < 50
     call = lambda states: group_states(states, random_bytes.groups, threads=2)  # noqa: E731
     benchmark.pedantic(call, setup=lambda: ((random_bytes.fresh(),), {}), rounds=ROUNDS)
 
@@ -47,11 +55,13 @@ def test_exact_groups_of_household_anchors(benchmark: Any, played: Rows) -> None
 
 
 @pytest.mark.parametrize("threshold", [0.95, 0.8])
-@pytest.mark.parametrize("kind", ["anchors", "observations", "pages"])
-def test_similar_states(benchmark: Any, played: Rows, kind: str, threshold: float) -> None:
-    rows = pages() if kind == "pages" else played
+@pytest.mark.parametrize("kind", ["anchors", "texts"])
+@pytest.mark.parametrize("where", ["household", "shop"])
+def test_similar_states(benchmark: Any, played: Rows, shopped: Rows, where: str, kind: str, threshold: float) -> None:
+    """Beside difflib at its best only: as it is published it is 2 to 40 times slower still."""
+    rows = played if where == "household" else shopped
     texts = [anchor.decode() for anchor in rows.anchors] if kind == "anchors" else rows.texts
-    result = measure_similarity(texts, rows.groups, threshold, ROUNDS)
+    result = measure_similarity(texts, rows.groups, threshold, ROUNDS, published=False)
     benchmark.extra_info.update(result)
     assert result["times_faster_than_twin"] >= 50
     benchmark.pedantic(

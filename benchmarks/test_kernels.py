@@ -10,43 +10,77 @@ import pytest
 import torch
 from kernel_measure import measure, run_of
 from kernel_peers import EAGER, INCUMBENT, OURS, contestants
-from kernel_speed import cases, dtype_of
-from kernel_tasks import Case, make_task
+from kernel_speed import dtype_of, quick_cases
+from kernel_tasks import TRUTH_ROWS, Case, Task, checkpoint, make_task
+
+from siri.kernels import linear_logprob
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SECONDS, FEWEST_ROUNDS = 3.0, 2
-"""For the rounds of one comparison, and how many there are however long they take: all of it is to stay under five
-minutes on two cores. `kernel_speed.py` takes its time."""
+SECONDS, FEWEST_ROUNDS, PATIENCE = 3.0, 3, 5.0
+"""For the rounds of one comparison; how many there are however long they take; and the time from which a peer has none:
+all of it is to stay under five minutes on two cores. `kernel_speed.py` takes its time."""
+CONTRACT_ERROR = 2e-5
+"""Of log-prob and entropy, by DESIGN: measured 1.2e-5 and 1.4e-5 over 2048 tokens of a checkpoint, whose hidden states
+have outliers; eager float32 is off by 2.9e-5."""
 
 
-@pytest.mark.timeout(280)
-@pytest.mark.parametrize("case", cases(DEVICE), ids=lambda case: case.name)
+@pytest.mark.timeout(600)  # on a busy machine: alone on two cores, the longest takes two minutes
+@pytest.mark.parametrize("case", quick_cases(DEVICE), ids=lambda case: case.name)
 def test_kernel(benchmark: Any, case: Case) -> None:
     task = make_task(case, DEVICE, dtype_of(DEVICE))
-    results = measure(task, seconds=SECONDS, fewest=FEWEST_ROUNDS)
+    results = measure(task, seconds=SECONDS, fewest=FEWEST_ROUNDS, patience=PATIENCE)
     benchmark.extra_info["results"] = results
     for result in results:
         entries = {entry["name"]: entry for entry in result["contestants"]}
-        check(entries[OURS], entries.get(EAGER), case)
+        check(entries[OURS], entries.get(EAGER), task)
         if "ms" in entries.get(INCUMBENT, {}) and DEVICE.type == "cpu":
-            # Theirs is quadratic: of 131072 rows, which --slow gives it, the ratio is several times that of 16384.
+            # The contract is 1000 times at 131072 rows, where theirs takes minutes. Theirs is quadratic and took 65
+            # times as long there as for 16384 rows, ours 4.8 times: 1000 there is 74 here. Measured: 564 and 7636.
             assert entries[INCUMBENT]["cpu_ms"] >= 400 * entries[OURS]["cpu_ms"]
     (ours,) = [contestant for contestant in contestants(case) if contestant.name == OURS]
     benchmark.pedantic(run_of(ours.make(task), task, case.modes[-1]), rounds=1)
 
 
-def check(ours: dict[str, Any], eager: dict[str, Any] | None, case: Case) -> None:
-    """Right; no further off than eager; and on the CPU not much slower at worst, in bounded memory."""
+def check(ours: dict[str, Any], eager: dict[str, Any] | None, task: Task) -> None:
+    """Right, and no further off than eager; and on the CPU in bounded memory, and no slower."""
     assert ours["right"], ours
     if eager is None:
         return
-    if case.op in ("linear_logprob", "selective_logprob"):
-        # A checkpoint's hidden states have outliers: over 2048 tokens, ours is 2.5e-5 off and eager float32 2.9e-5.
-        assert ours["value_error"] <= 4e-5
+    if task.case.op in ("linear_logprob", "selective_logprob"):
+        assert ours["value_error"] <= CONTRACT_ERROR
     if "ms" in eager:  # eager may not have found the memory
         for own, theirs in zip(ours["gradient_errors"], eager["gradient_errors"], strict=True):
             assert own <= max(1.5 * theirs, 1e-5)
-    if DEVICE.type == "cpu" and case.tokens >= 2048:
+    if DEVICE.type == "cpu" and task.case.tokens >= 2048:
         assert ours["peak_mib"] <= 0.15 * eager["peak_mib"]
-        # A guard against getting slower, not the comparison: two rounds on busy cores scatter by a tenth and more.
-        assert ours["cpu_ms"] <= 1.25 * eager["cpu_ms"]
+        check_pace(ours, eager, task)
+
+
+def check_pace(ours: dict[str, Any], eager: dict[str, Any], task: Task) -> None:
+    """The contract is "at least as fast as eager", so the bound is 1; measured 0.85 to 0.89, medians of 3 to 11 rounds.
+
+    A call's CPU time scatters by a tenth, so what three rounds deny is asked again, in seven rounds of these two.
+    """
+    if ours["cpu_ms"] > eager["cpu_ms"]:
+        (again,) = measure(task, seconds=0, fewest=7, only=(OURS, EAGER))
+        ours, eager = again["contestants"][:2]
+    assert ours["cpu_ms"] <= eager["cpu_ms"]
+
+
+@pytest.mark.timeout(280)
+def test_log_prob_entropy_and_lse_of_a_checkpoint() -> None:
+    """Against float64, on all the hidden states that there are."""
+    found = checkpoint(DEVICE.type)
+    if found is None:
+        pytest.skip("SmolLM2-135M is not installed")
+    hidden, weight = (tensor.to(dtype_of(DEVICE)) for tensor in found[:2])
+    targets, wide = found[2], weight.double()
+    with torch.no_grad():
+        got = torch.stack(linear_logprob(hidden, weight, targets, return_entropy=True, return_lse=True)).double()
+        for start in range(0, len(hidden), TRUTH_ROWS):
+            rows = slice(start, start + TRUTH_ROWS)
+            z = hidden[rows].double() @ wide.t()
+            lse = z.logsumexp(-1, keepdim=True)
+            log_p = z - lse
+            true = [log_p.gather(1, targets[rows, None])[:, 0], -(log_p.exp() * log_p).sum(-1), lse[:, 0]]
+            torch.testing.assert_close(got[:, rows], torch.stack(true), rtol=0, atol=CONTRACT_ERROR)
