@@ -22,6 +22,7 @@ from kernel_packages import (
     liger_jsd,
     liger_jsd_chunked,
     liger_scaled,
+    need_gpu,
     outputs,
     quack_linear,
     quack_rows,
@@ -111,6 +112,22 @@ def ours_gigpo(task: Task) -> Call:
         rows.reward, rows.traj, rows.episode_group, rows.step_group, rows.valid, gamma=GAMMA, omega=OMEGA,
         penalty=PENALTY, **parity,
     )  # fmt: skip
+
+
+def ours_gigpo_in_a_graph(task: Task) -> Call:
+    """The kernels alone: no launches from Python, and no wait for the flag of wrong labels."""
+    need_gpu(task)
+    call = ours_gigpo(task)
+    call()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return value
+
+    return replay
 
 
 def plain(case: Case, t: Tokens) -> Tensor:
@@ -251,6 +268,7 @@ CONTESTANTS: dict[str, list[Contestant]] = {
     ],
     "gigpo_advantage": [
         Contestant(name=OURS, make=ours_gigpo),
+        Contestant(name="siri.kernels, in a CUDA graph", make=ours_gigpo_in_a_graph),
         Contestant(name="Python, grouped by dictionaries", make=python_gigpo, once=True),
         Contestant(name=INCUMBENT, make=incumbent_gigpo, once=True, most_rows=20_000),
     ],
