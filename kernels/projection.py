@@ -153,8 +153,8 @@ def target_logits(x: Tensor, w: Tensor, b: Tensor | None, column: Tensor) -> Ten
     A product in float32 is off by 7e-5 where logits are near 120 (H 576), and nowhere does that show but at the target.
     """
     out = x.new_empty(len(x))
-    for rows in blocks(len(x), max(1, CACHED_LOGITS // max(1, x.shape[1]))):
-        out[rows] = (x[rows].double() * w[column[rows]]).sum(1)  # in place of w's dtype: float64
+    for rows in blocks(len(x), max(1, CACHED_LOGITS // 8 // max(1, x.shape[1]))):  # 1 MiB in float64
+        out[rows] = (x[rows].double() * w[column[rows]]).sum(1)
     return out if b is None else (out + b[column].to(out.dtype)).clamp_(min=LOGIT_FLOOR)
 
 
