@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <optional>
 #include <string>
@@ -32,6 +33,29 @@ siri::State view_of_text(PyObject* text) {
     const auto width = static_cast<unsigned char>(PyUnicode_KIND(text));
     return {data, static_cast<std::size_t>(PyUnicode_GET_LENGTH(text)), width, PyUnicode_IS_ASCII(text) != 0};
 }
+
+// The GIL is let go of while this lives.
+//
+// Pythons before 3.14 end a daemon thread that asks for the GIL while the interpreter shuts down: pthread_exit unwinds its
+// stack, which aborts the process where it meets a destructor that may not throw, as that of py::gil_scoped_release is.
+// Such a thread waits here for the end of the process, as it does in later Pythons. Its exception must not be caught for
+// good either, hence no end to the loop.
+class WithoutGil {
+  public:
+    WithoutGil() : state_(PyEval_SaveThread()) {}
+    WithoutGil(const WithoutGil&) = delete;
+    WithoutGil& operator=(const WithoutGil&) = delete;
+    ~WithoutGil() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) pause();
+        }
+    }
+
+  private:
+    PyThreadState* state_;
+};
 
 // States to read without the GIL. A tuple of our own holds the objects: a list could be emptied by another thread.
 class States {
@@ -90,7 +114,7 @@ py::array_t<std::uint64_t> hash_states(const py::object& source, const std::opti
     static_assert(sizeof(siri::Key) == 2 * sizeof(std::uint64_t));
     py::array_t<std::uint64_t> keys({static_cast<py::ssize_t>(states.views().size()), py::ssize_t{2}});
     auto* out = reinterpret_cast<siri::Key*>(keys.mutable_data());
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     siri::hash_states(states.views(), out, threads);
     return keys;
 }
@@ -127,7 +151,7 @@ Int64Array group_states(const py::object& source, const std::optional<Int64Array
     Int64Array labels(count);
     std::int64_t* out = labels.mutable_data();
     const std::int64_t* groups = task_group ? task_group->data() : nullptr;
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     siri::label_in_order(first_members(states.views(), groups, similarity, threads, hash_bits), out);
     return labels;
 }

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -16,8 +15,8 @@ namespace siri {
 // Calls work(begin, end) for chunks that cover [0, count), on `threads` threads of which the caller is one.
 //
 // Which thread does which chunk is left open, so `work` must not depend on it. The first exception ends the others
-// after their chunk and is thrown here, when no thread is left. Where the system gives no more threads, those there do
-// the work.
+// after their chunk and is thrown here, when no thread is left. Where the system gives no more threads, or no memory for
+// them, those there do the work.
 template <class Work>
 void parallel_for(std::size_t count, std::size_t chunk, std::size_t threads, const Work& work) {
     std::atomic<std::size_t> next{0};
@@ -43,7 +42,7 @@ void parallel_for(std::size_t count, std::size_t chunk, std::size_t threads, con
     helpers.reserve(threads);
     try {
         while (helpers.size() + 1 < threads) helpers.emplace_back(run);
-    } catch (const std::system_error&) {
+    } catch (...) {  // std::system_error or std::bad_alloc: what goes out of here would destroy threads that still run
     }
     run();
     for (std::thread& helper : helpers) helper.join();
