@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -36,24 +37,36 @@ siri::State view_of_text(PyObject* text) {
 
 // The GIL is let go of while this lives.
 //
-// Pythons before 3.14 end a daemon thread that asks for the GIL while the interpreter shuts down: pthread_exit unwinds its
-// stack, which aborts the process where it meets a destructor that may not throw, as that of py::gil_scoped_release is.
-// Such a thread waits here for the end of the process, as it does in later Pythons. Its exception must not be caught for
-// good either, hence no end to the loop.
+// Pythons before 3.14 end a daemon thread that asks for the GIL while the interpreter shuts down: pthread_exit unwinds
+// its stack, which aborts the process where it meets a destructor that may not throw, as that of py::gil_scoped_release
+// is. Such a thread waits here for the end of the process, as it does in later Pythons; once caught, its exception must
+// not get lost either.
 class WithoutGil {
   public:
     WithoutGil() : state_(PyEval_SaveThread()) {}
     WithoutGil(const WithoutGil&) = delete;
     WithoutGil& operator=(const WithoutGil&) = delete;
     ~WithoutGil() {
+        if (state_ != nullptr) restore();
+    }
+
+    // Throws what one of Python's signal handlers raises, KeyboardInterrupt for one, and then keeps the GIL.
+    void run_signal_handlers() {
+        restore();
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        state_ = PyEval_SaveThread();
+    }
+
+  private:
+    void restore() {
         try {
             PyEval_RestoreThread(state_);
         } catch (...) {
             for (;;) pause();
         }
+        state_ = nullptr;
     }
 
-  private:
     PyThreadState* state_;
 };
 
@@ -120,7 +133,8 @@ py::array_t<std::uint64_t> hash_states(const py::object& source, const std::opti
 }
 
 std::vector<std::int64_t> first_members(const std::vector<siri::State>& states, const std::int64_t* task_group,
-                                        std::optional<double> similarity, std::size_t threads, unsigned hash_bits) {
+                                        std::optional<double> similarity, std::size_t threads, unsigned hash_bits,
+                                        const std::function<void()>& poll) {
     std::vector<std::int64_t> first = siri::first_equal(states, task_group, threads, hash_bits);
     if (!similarity) return first;
     // Of equal states one is clustered: the others would join the same cluster.
@@ -134,7 +148,7 @@ std::vector<std::int64_t> first_members(const std::vector<siri::State>& states, 
         if (task_group != nullptr) groups.push_back(task_group[n]);
     }
     const std::int64_t* kept_groups = task_group == nullptr ? nullptr : groups.data();
-    const std::vector<std::int64_t> founder = siri::first_similar(kept, kept_groups, *similarity, threads);
+    const std::vector<std::int64_t> founder = siri::first_similar(kept, kept_groups, *similarity, threads, poll);
     for (std::int64_t& member : first) member = distinct[founder[place[member]]];
     return first;
 }
@@ -151,8 +165,9 @@ Int64Array group_states(const py::object& source, const std::optional<Int64Array
     Int64Array labels(count);
     std::int64_t* out = labels.mutable_data();
     const std::int64_t* groups = task_group ? task_group->data() : nullptr;
-    const WithoutGil released;
-    siri::label_in_order(first_members(states.views(), groups, similarity, threads, hash_bits), out);
+    WithoutGil released;
+    const auto poll = [&released] { released.run_signal_handlers(); };
+    siri::label_in_order(first_members(states.views(), groups, similarity, threads, hash_bits, poll), out);
     return labels;
 }
 

@@ -1,6 +1,6 @@
-"""What calls of the C++ extension do to the process around them: at its end, and without memory for threads.
+"""Calls of the C++ extension and the process around them: its end, its signals, its memory.
 
-Where something is wrong here, the process ends: each case has one of its own.
+Where something is wrong here, the process ends or hangs: each case has one of its own.
 """
 
 import shutil
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.usefixtures("extension")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-P", "-c", script, *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-P", "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 DAEMONS = """
@@ -82,3 +83,54 @@ def test_without_memory_for_more_threads_those_there_do_the_work(tmp_path: Path)
     subprocess.run(build, check=True)
     result = subprocess.run([program], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "1 refused"), result.stderr
+
+
+# A call of ten minutes; with two task groups, the second one is done at once.
+SIGNALS = """
+import os, random, signal, sys, threading, time
+import numpy as np
+from siri.engine.native import group_states
+letters = [chr(0x4e00 + n) for n in range(150)]
+count, length, threads = map(int, sys.argv[1:])
+rng = random.Random(0)
+states = ["".join(rng.choices(letters, k=length)) for _ in range(count)] + ["short"]
+groups = np.arange(len(states)) == count
+def kick():
+    sent.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+sent = []
+threading.Timer(0.5, kick).start()
+try:
+    group_states(states, groups.astype(int), similarity=0.3, threads=threads)
+except KeyboardInterrupt:
+    print(time.monotonic() - sent[0])
+"""
+
+
+@pytest.mark.parametrize(("count", "length", "threads"), [(10_000, 200, 1), (10_000, 200, 2), (2, 5_000_000, 1)])
+def test_ctrl_c_ends_a_long_call(count: int, length: int, threads: int) -> None:
+    """Within some 0.2 s; a busy machine may take longer."""
+    result = run(SIGNALS, str(count), str(length), str(threads))
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 5
+
+
+HANDLER = """
+import random, signal
+from siri.engine.native import group_states
+rng = random.Random(0)
+states = ["".join(rng.choices("abcdefgh", k=190)) for _ in range(250)]
+expected = group_states(states, similarity=0.7, threads=1)
+seen = []
+signal.signal(signal.SIGALRM, lambda *_: seen.append(group_states(["a", "b", "a"], similarity=0.5).tolist()))
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+labels = group_states(states, similarity=0.7, threads=1)
+during = len(seen)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print((labels == expected).all(), during > 1, seen[:1])
+"""
+
+
+def test_a_signal_handler_runs_during_a_call_which_goes_on() -> None:
+    result = run(HANDLER)
+    assert result.stdout == "True True [[0, 1, 0]]\n", result.stderr
