@@ -134,3 +134,17 @@ print((labels == expected).all(), during > 1, seen[:1])
 def test_a_signal_handler_runs_during_a_call_which_goes_on() -> None:
     result = run(HANDLER)
     assert result.stdout == "True True [[0, 1, 0]]\n", result.stderr
+
+
+NO_THREADS = """
+import siri._native as native
+assert native.hash_states((b"a",), None, 0).tolist() == native.hash_states((b"a",), None, 1).tolist()
+for similarity in (None, 0.5):
+    assert native.group_states((b"a", b"b", b"a"), None, None, similarity, 0).tolist() == [0, 1, 0]
+"""
+
+
+def test_no_threads_are_one() -> None:
+    """Work was divided by their number."""
+    result = run(NO_THREADS)
+    assert result.returncode == 0, result.stderr
