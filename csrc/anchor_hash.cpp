@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <iterator>
+#include <random>
 
 #include "parallel.h"
 
@@ -25,21 +28,6 @@ constexpr u64 PRIME_MX1 = 0x165667919E3779F9, PRIME_MX2 = 0x9FB21C651E98DF25;
 constexpr std::size_t STRIPE = 64, SECRET_SIZE = 192;
 constexpr std::size_t STRIPES_A_BLOCK = (SECRET_SIZE - STRIPE) / 8, BLOCK = STRIPES_A_BLOCK * STRIPE;
 
-alignas(64) constexpr unsigned char SECRET[SECRET_SIZE] = {
-    0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
-    0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
-    0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
-    0xb8, 0x08, 0x46, 0x74, 0xf7, 0x43, 0x24, 0x8e, 0xe0, 0x35, 0x90, 0xe6, 0x81, 0x3a, 0x26, 0x4c,
-    0x3c, 0x28, 0x52, 0xbb, 0x91, 0xc3, 0x00, 0xcb, 0x88, 0xd0, 0x65, 0x8b, 0x1b, 0x53, 0x2e, 0xa3,
-    0x71, 0x64, 0x48, 0x97, 0xa2, 0x0d, 0xf9, 0x4e, 0x38, 0x19, 0xef, 0x46, 0xa9, 0xde, 0xac, 0xd8,
-    0xa8, 0xfa, 0x76, 0x3f, 0xe3, 0x9c, 0x34, 0x3f, 0xf9, 0xdc, 0xbb, 0xc7, 0xc7, 0x0b, 0x4f, 0x1d,
-    0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
-    0xea, 0xc5, 0xac, 0x83, 0x34, 0xd3, 0xeb, 0xc3, 0xc5, 0x81, 0xa0, 0xff, 0xfa, 0x13, 0x63, 0xeb,
-    0x17, 0x0d, 0xdd, 0x51, 0xb7, 0xf0, 0xda, 0x49, 0xd3, 0x16, 0x55, 0x26, 0x29, 0xd4, 0x68, 0x9e,
-    0x2b, 0x16, 0xbe, 0x58, 0x7d, 0x47, 0xa1, 0xfc, 0x8f, 0xf8, 0xb8, 0xd1, 0x7a, 0xd0, 0x31, 0xce,
-    0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
-};
-
 inline u32 read32(Bytes from) {
     return u32{from[0]} | u32{from[1]} << 8 | u32{from[2]} << 16 | u32{from[3]} << 24;
 }
@@ -54,7 +42,27 @@ inline u64 read64(Bytes from) {
     return word;
 }
 
-inline u64 secret(std::size_t offset) { return read64(SECRET + offset); }
+struct Secret {
+    alignas(64) unsigned char bytes[SECRET_SIZE];
+
+    u64 operator()(std::size_t offset) const { return read64(bytes + offset); }
+};
+
+constexpr Secret XXH3_SECRET{{
+    0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
+    0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
+    0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
+    0xb8, 0x08, 0x46, 0x74, 0xf7, 0x43, 0x24, 0x8e, 0xe0, 0x35, 0x90, 0xe6, 0x81, 0x3a, 0x26, 0x4c,
+    0x3c, 0x28, 0x52, 0xbb, 0x91, 0xc3, 0x00, 0xcb, 0x88, 0xd0, 0x65, 0x8b, 0x1b, 0x53, 0x2e, 0xa3,
+    0x71, 0x64, 0x48, 0x97, 0xa2, 0x0d, 0xf9, 0x4e, 0x38, 0x19, 0xef, 0x46, 0xa9, 0xde, 0xac, 0xd8,
+    0xa8, 0xfa, 0x76, 0x3f, 0xe3, 0x9c, 0x34, 0x3f, 0xf9, 0xdc, 0xbb, 0xc7, 0xc7, 0x0b, 0x4f, 0x1d,
+    0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
+    0xea, 0xc5, 0xac, 0x83, 0x34, 0xd3, 0xeb, 0xc3, 0xc5, 0x81, 0xa0, 0xff, 0xfa, 0x13, 0x63, 0xeb,
+    0x17, 0x0d, 0xdd, 0x51, 0xb7, 0xf0, 0xda, 0x49, 0xd3, 0x16, 0x55, 0x26, 0x29, 0xd4, 0x68, 0x9e,
+    0x2b, 0x16, 0xbe, 0x58, 0x7d, 0x47, 0xa1, 0xfc, 0x8f, 0xf8, 0xb8, 0xd1, 0x7a, 0xd0, 0x31, 0xce,
+    0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
+}};
+
 inline u64 low_half(u128 product) { return static_cast<u64>(product); }
 inline u64 high_half(u128 product) { return static_cast<u64>(product >> 64); }
 inline u64 folded(u64 a, u64 b) { return low_half(u128{a} * b) ^ high_half(u128{a} * b); }
@@ -70,15 +78,15 @@ inline u64 avalanche_xxh64(u64 x) {
     return x ^ x >> 32;
 }
 
-Key hash_1_to_3(Bytes data, std::size_t size) {
+Key hash_1_to_3(const Secret& secret, Bytes data, std::size_t size) {
     const u32 mixed = data[size - 1] | static_cast<u32>(size) << 8 | u32{data[0]} << 16 | u32{data[size >> 1]} << 24;
     const u32 swapped = __builtin_bswap32(mixed);
-    const u64 low = u64{read32(SECRET) ^ read32(SECRET + 4)} ^ mixed;
-    const u64 high = u64{read32(SECRET + 8) ^ read32(SECRET + 12)} ^ (swapped << 13 | swapped >> 19);
+    const u64 low = u64{read32(secret.bytes) ^ read32(secret.bytes + 4)} ^ mixed;
+    const u64 high = u64{read32(secret.bytes + 8) ^ read32(secret.bytes + 12)} ^ (swapped << 13 | swapped >> 19);
     return {avalanche_xxh64(low), avalanche_xxh64(high)};
 }
 
-Key hash_4_to_8(Bytes data, std::size_t size) {
+Key hash_4_to_8(const Secret& secret, Bytes data, std::size_t size) {
     const u64 ends = u64{read32(data)} | u64{read32(data + size - 4)} << 32;
     const u128 product = u128{ends ^ secret(16) ^ secret(24)} * (PRIME64_1 + (u64{size} << 2));
     const u64 high = high_half(product) + (low_half(product) << 1);
@@ -87,7 +95,7 @@ Key hash_4_to_8(Bytes data, std::size_t size) {
     return {low ^ low >> 28, avalanche(high)};
 }
 
-Key hash_9_to_16(Bytes data, std::size_t size) {
+Key hash_9_to_16(const Secret& secret, Bytes data, std::size_t size) {
     const u64 last = read64(data + size - 8);
     const u64 both = read64(data) ^ last ^ secret(32) ^ secret(40), one = last ^ secret(48) ^ secret(56);
     const u128 product = u128{both} * PRIME64_1;
@@ -97,26 +105,29 @@ Key hash_9_to_16(Bytes data, std::size_t size) {
     return {avalanche(low_half(second)), avalanche(high_half(second) + high * PRIME64_2)};
 }
 
-inline u64 mix(Bytes data, std::size_t offset) {
+inline u64 mix(const Secret& secret, Bytes data, std::size_t offset) {
     return folded(read64(data) ^ secret(offset), read64(data + 8) ^ secret(offset + 8));
 }
 
-inline void mix_two(Key& sum, Bytes one, Bytes two, std::size_t offset) {
-    sum.low = (sum.low + mix(one, offset)) ^ (read64(two) + read64(two + 8));
-    sum.high = (sum.high + mix(two, offset + 16)) ^ (read64(one) + read64(one + 8));
+inline void mix_two(const Secret& secret, Key& sum, Bytes one, Bytes two, std::size_t offset) {
+    sum.low = (sum.low + mix(secret, one, offset)) ^ (read64(two) + read64(two + 8));
+    sum.high = (sum.high + mix(secret, two, offset + 16)) ^ (read64(one) + read64(one + 8));
 }
 
-Key hash_17_to_240(Bytes data, std::size_t size) {
+// Inlined, these are a tenth faster with the constant secret.
+[[gnu::always_inline]] inline Key hash_17_to_240(const Secret& secret, Bytes data, std::size_t size) {
     Key sum{size * PRIME64_1, 0};
     if (size <= 128) {
         for (std::size_t i = (size - 1) / 32 + 1; i-- > 0;) {
-            mix_two(sum, data + 16 * i, data + size - 16 * i - 16, 32 * i);
+            mix_two(secret, sum, data + 16 * i, data + size - 16 * i - 16, 32 * i);
         }
     } else {
-        for (std::size_t i = 0; i < 4; ++i) mix_two(sum, data + 32 * i, data + 32 * i + 16, 32 * i);
+        for (std::size_t i = 0; i < 4; ++i) mix_two(secret, sum, data + 32 * i, data + 32 * i + 16, 32 * i);
         sum = {avalanche(sum.low), avalanche(sum.high)};
-        for (std::size_t i = 4; i < size / 32; ++i) mix_two(sum, data + 32 * i, data + 32 * i + 16, 32 * (i - 4) + 3);
-        mix_two(sum, data + size - 16, data + size - 32, 103);
+        for (std::size_t i = 4; i < size / 32; ++i) {
+            mix_two(secret, sum, data + 32 * i, data + 32 * i + 16, 32 * (i - 4) + 3);
+        }
+        mix_two(secret, sum, data + size - 16, data + size - 32, 103);
     }
     const u64 high = sum.low * PRIME64_1 + sum.high * PRIME64_4 + size * PRIME64_2;
     return {avalanche(sum.low + sum.high), 0 - avalanche(high)};
@@ -132,26 +143,48 @@ inline void add_stripe(u64* __restrict sums, Bytes stripe, Bytes key) {
     for (std::size_t i = 0; i < 8; ++i) sums[i] += words[i ^ 1] + products[i];
 }
 
-u64 merged(const u64* sums, std::size_t offset, u64 start) {
+u64 merged(const Secret& secret, const u64* sums, std::size_t offset, u64 start) {
     for (std::size_t i = 0; i < 8; i += 2) {
         start += folded(sums[i] ^ secret(offset + 8 * i), sums[i + 1] ^ secret(offset + 8 * i + 8));
     }
     return avalanche(start);
 }
 
-Key hash_long(Bytes data, std::size_t size) {
+[[gnu::always_inline]] inline Key hash_long(const Secret& secret, Bytes data, std::size_t size) {
     u64 sums[8] = {PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3, PRIME64_4, PRIME32_2, PRIME64_5, PRIME32_1};
     const Bytes last = data + size - STRIPE;
     std::size_t left = size;
     for (; left > BLOCK; left -= BLOCK, data += BLOCK) {
-        for (std::size_t n = 0; n < STRIPES_A_BLOCK; ++n) add_stripe(sums, data + STRIPE * n, SECRET + 8 * n);
+        for (std::size_t n = 0; n < STRIPES_A_BLOCK; ++n) add_stripe(sums, data + STRIPE * n, secret.bytes + 8 * n);
         for (std::size_t i = 0; i < 8; ++i) {
             sums[i] = (sums[i] ^ sums[i] >> 47 ^ secret(SECRET_SIZE - STRIPE + 8 * i)) * PRIME32_1;
         }
     }
-    for (std::size_t n = 0; n < (left - 1) / STRIPE; ++n) add_stripe(sums, data + STRIPE * n, SECRET + 8 * n);
-    add_stripe(sums, last, SECRET + SECRET_SIZE - STRIPE - 7);
-    return {merged(sums, 11, size * PRIME64_1), merged(sums, SECRET_SIZE - STRIPE - 11, ~(size * PRIME64_2))};
+    for (std::size_t n = 0; n < (left - 1) / STRIPE; ++n) add_stripe(sums, data + STRIPE * n, secret.bytes + 8 * n);
+    add_stripe(sums, last, secret.bytes + SECRET_SIZE - STRIPE - 7);
+    const u64 high = merged(secret, sums, SECRET_SIZE - STRIPE - 11, ~(size * PRIME64_2));
+    return {merged(secret, sums, 11, size * PRIME64_1), high};
+}
+
+[[gnu::always_inline]] inline Key hash_with(const Secret& secret, Bytes data, std::size_t size) {
+    if (size > 240) return hash_long(secret, data, size);
+    if (size > 16) return hash_17_to_240(secret, data, size);
+    if (size > 8) return hash_9_to_16(secret, data, size);
+    if (size > 3) return hash_4_to_8(secret, data, size);
+    if (size > 0) return hash_1_to_3(secret, data, size);
+    return {avalanche_xxh64(secret(64) ^ secret(72)), avalanche_xxh64(secret(80) ^ secret(88))};
+}
+
+// For hashes that stay in the process: whoever writes states must not know which of them collide, and make grouping
+// quadratic.
+const Secret& secret_of_this_process() {
+    static const Secret drawn = [] {
+        std::random_device random;
+        Secret secret;
+        std::generate(std::begin(secret.bytes), std::end(secret.bytes), std::ref(random));
+        return secret;
+    }();
+    return drawn;
 }
 
 template <class Unit>
@@ -191,7 +224,7 @@ Key hash_text(const State& text, std::vector<unsigned char>& utf8) {
 std::size_t useful_threads(const std::vector<State>& states, std::size_t threads) {
     std::size_t bytes = 0;
     for (const State& state : states) bytes += state.size();
-    return std::min(threads, bytes / BYTES_A_THREAD + 1);
+    return std::clamp<std::size_t>(threads, 1, bytes / BYTES_A_THREAD + 1);
 }
 
 // Small enough that a thread with large states does not end last, large enough that sharing them out costs nothing.
@@ -233,14 +266,7 @@ class Table {
 
 }  // namespace
 
-Key xxh3_128(const unsigned char* data, std::size_t size) {
-    if (size > 240) return hash_long(data, size);
-    if (size > 16) return hash_17_to_240(data, size);
-    if (size > 8) return hash_9_to_16(data, size);
-    if (size > 3) return hash_4_to_8(data, size);
-    if (size > 0) return hash_1_to_3(data, size);
-    return {avalanche_xxh64(secret(64) ^ secret(72)), avalanche_xxh64(secret(80) ^ secret(88))};
-}
+Key xxh3_128(const unsigned char* data, std::size_t size) { return hash_with(XXH3_SECRET, data, size); }
 
 void hash_states(const std::vector<State>& states, Key* keys, std::size_t threads) {
     threads = useful_threads(states, threads);
@@ -257,13 +283,14 @@ std::vector<std::int64_t> first_equal(const std::vector<State>& states, const st
                                       std::size_t threads, unsigned hash_bits) {
     const std::size_t count = states.size();
     threads = useful_threads(states, threads);
+    const Secret& secret = secret_of_this_process();
     std::vector<u64> hashes(count);
     const u64 mask = hash_bits < 64 ? (u64{1} << hash_bits) - 1 : ~u64{0};
     parallel_for(count, chunk_of(count, threads), threads, [&](std::size_t begin, std::size_t end) {
         for (std::size_t n = begin; n < end; ++n) {
             const u64 group = task_group == nullptr ? 0 : static_cast<u64>(task_group[n]);
             // Memory as it is: what is equal has equal memory, and these hashes are never seen outside.
-            hashes[n] = (xxh3_128(states[n].data, states[n].size()).low ^ avalanche(group)) & mask;
+            hashes[n] = (hash_with(secret, states[n].data, states[n].size()).low ^ avalanche(group)) & mask;
         }
     });
     // Equal states have equal hashes, so each thread can number the hashes of its part for itself, in order.

@@ -3,7 +3,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -32,6 +34,41 @@ siri::State view_of_text(PyObject* text) {
     const auto width = static_cast<unsigned char>(PyUnicode_KIND(text));
     return {data, static_cast<std::size_t>(PyUnicode_GET_LENGTH(text)), width, PyUnicode_IS_ASCII(text) != 0};
 }
+
+// The GIL is let go of while this lives.
+//
+// Pythons before 3.14 end a daemon thread that asks for the GIL while the interpreter shuts down: pthread_exit unwinds
+// its stack, which aborts the process where it meets a destructor that may not throw, as that of py::gil_scoped_release
+// is. Such a thread waits here for the end of the process, as it does in later Pythons; once caught, its exception must
+// not get lost either.
+class WithoutGil {
+  public:
+    WithoutGil() : state_(PyEval_SaveThread()) {}
+    WithoutGil(const WithoutGil&) = delete;
+    WithoutGil& operator=(const WithoutGil&) = delete;
+    ~WithoutGil() {
+        if (state_ != nullptr) restore();
+    }
+
+    // Throws what one of Python's signal handlers raises, KeyboardInterrupt for one, and then keeps the GIL.
+    void run_signal_handlers() {
+        restore();
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        state_ = PyEval_SaveThread();
+    }
+
+  private:
+    void restore() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) pause();
+        }
+        state_ = nullptr;
+    }
+
+    PyThreadState* state_;
+};
 
 // States to read without the GIL. A tuple of our own holds the objects: a list could be emptied by another thread.
 class States {
@@ -90,13 +127,14 @@ py::array_t<std::uint64_t> hash_states(const py::object& source, const std::opti
     static_assert(sizeof(siri::Key) == 2 * sizeof(std::uint64_t));
     py::array_t<std::uint64_t> keys({static_cast<py::ssize_t>(states.views().size()), py::ssize_t{2}});
     auto* out = reinterpret_cast<siri::Key*>(keys.mutable_data());
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     siri::hash_states(states.views(), out, threads);
     return keys;
 }
 
 std::vector<std::int64_t> first_members(const std::vector<siri::State>& states, const std::int64_t* task_group,
-                                        std::optional<double> similarity, std::size_t threads, unsigned hash_bits) {
+                                        std::optional<double> similarity, std::size_t threads, unsigned hash_bits,
+                                        const std::function<void()>& poll) {
     std::vector<std::int64_t> first = siri::first_equal(states, task_group, threads, hash_bits);
     if (!similarity) return first;
     // Of equal states one is clustered: the others would join the same cluster.
@@ -110,7 +148,7 @@ std::vector<std::int64_t> first_members(const std::vector<siri::State>& states, 
         if (task_group != nullptr) groups.push_back(task_group[n]);
     }
     const std::int64_t* kept_groups = task_group == nullptr ? nullptr : groups.data();
-    const std::vector<std::int64_t> founder = siri::first_similar(kept, kept_groups, *similarity, threads);
+    const std::vector<std::int64_t> founder = siri::first_similar(kept, kept_groups, *similarity, threads, poll);
     for (std::int64_t& member : first) member = distinct[founder[place[member]]];
     return first;
 }
@@ -127,8 +165,9 @@ Int64Array group_states(const py::object& source, const std::optional<Int64Array
     Int64Array labels(count);
     std::int64_t* out = labels.mutable_data();
     const std::int64_t* groups = task_group ? task_group->data() : nullptr;
-    const py::gil_scoped_release release;
-    siri::label_in_order(first_members(states.views(), groups, similarity, threads, hash_bits), out);
+    WithoutGil released;
+    const auto poll = [&released] { released.run_signal_handlers(); };
+    siri::label_in_order(first_members(states.views(), groups, similarity, threads, hash_bits, poll), out);
     return labels;
 }
 

@@ -8,9 +8,12 @@
 #include "similarity.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <unordered_map>
 
 #include "parallel.h"
@@ -23,6 +26,8 @@ using u32 = std::uint32_t;
 constexpr std::size_t AUTOJUNK_LENGTH = 200;
 // Below this many characters a thread costs more than it saves.
 constexpr std::size_t CHARACTERS_A_THREAD = 4096;
+// Searching for so many characters takes from a millisecond to some tenths of a second.
+constexpr std::size_t CHARACTERS_A_LOOK = 1 << 16;
 
 // A founder of a cluster, prepared for being compared with. Its characters are numbered from 1, rare ones first.
 struct Founder {
@@ -46,10 +51,46 @@ struct Block {
     u32 a, b, size;
 };
 
+// Whether a call is to end before it is done. All its threads ask, and the one that made this polls.
+class Stop {
+  public:
+    explicit Stop(const std::function<void()>& poll) : poll_(poll) {}
+
+    // Throws what poll() does.
+    bool wanted() {
+        if (std::this_thread::get_id() == caller_ && std::chrono::steady_clock::now() >= next_poll_) {
+            next_poll_ = std::chrono::steady_clock::now() + PERIOD;
+            try {
+                poll_();
+            } catch (...) {
+                wanted_ = true;
+                throw;
+            }
+        }
+        return wanted_;
+    }
+
+  private:
+    static constexpr std::chrono::milliseconds PERIOD{100};
+    const std::function<void()>& poll_;
+    const std::thread::id caller_ = std::this_thread::get_id();
+    std::chrono::steady_clock::time_point next_poll_ = std::chrono::steady_clock::now() + PERIOD;
+    std::atomic<bool> wanted_{false};
+};
+
 // The clusters of one task group.
 class Clusters {
   public:
-    explicit Clusters(double threshold) : threshold_(threshold) {}
+    Clusters(double threshold, Stop& stop) : threshold_(threshold), stop_(stop) {}
+
+    // Whether the call is to end, when any result will do; `characters` are going to be searched for.
+    bool stopped(std::size_t characters) {
+        searched_ += characters;
+        if (searched_ < CHARACTERS_A_LOOK) return false;
+        if (stop_.wanted()) return true;
+        searched_ = 0;
+        return false;
+    }
 
     // The founder of the cluster that `text` joins; `state` itself if it founds one.
     std::int64_t join(std::int64_t state, const std::vector<u32>& text) {
@@ -101,6 +142,7 @@ class Clusters {
             if (spans_.empty() || !reaches(possible, total)) return false;
             const Span span = spans_.back();
             spans_.pop_back();
+            if (stopped(span.a_end - span.a_begin)) return false;
             const Block block = longest_block(founder, span);
             possible -= span.bound();
             if (block.size == 0) continue;
@@ -116,10 +158,11 @@ class Clusters {
 
     // The longest common block of rare characters, then extended over whatever is equal beside it. If there is none,
     // the empty one at the beginning of the span is extended.
-    Block longest_block(const Founder& founder, const Span& span) const {
+    Block longest_block(const Founder& founder, const Span& span) {
         const u32* a = row_.data();
         const u32* b = founder.text.data();
-        Block best = longest_rare_block(founder, span);
+        const bool is_long = span.a_end - span.a_begin > CHARACTERS_A_LOOK;
+        Block best = is_long ? longest_rare_block<true>(founder, span) : longest_rare_block<false>(founder, span);
         while (best.a > span.a_begin && best.b > span.b_begin && a[best.a - 1] == b[best.b - 1]) {
             --best.a, --best.b, ++best.size;
         }
@@ -133,12 +176,17 @@ class Clusters {
     // A block longer than the best one, that starts at or after a[begin], covers a[begin + best.size]. So only the
     // occurrences of that character are looked at, and where they lead to a longer block, all blocks that start up to
     // there have been seen. Of equally long ones the first in a and then in b is kept, as later ones must be longer.
-    Block longest_rare_block(const Founder& founder, const Span& span) const {
+    //
+    // A call in this loop costs 5 to 60% of a comparison of 1600 characters, so only the search of long spans has one.
+    template <bool IsLong>
+    Block longest_rare_block(const Founder& founder, const Span& span) {
         const u32* a = row_.data();
         const u32* b = founder.text.data();
         const auto rare_and_equal = [&](u32 i, u32 j) { return a[i] == b[j] && a[i] <= founder.num_rare; };
         Block best{span.a_begin, span.b_begin, 0};
+        u32 rows = 0;
         for (u32 begin = span.a_begin; best.size < span.a_end - begin;) {
+            if (IsLong && ++rows % 64 == 0 && stopped(CHARACTERS_A_LOOK)) break;
             const u32 row = begin + best.size;
             const u32 number = a[row];
             if (number != 0 && number <= founder.num_rare) {
@@ -189,6 +237,8 @@ class Clusters {
     }
 
     double threshold_;
+    Stop& stop_;
+    std::size_t searched_ = CHARACTERS_A_LOOK;
     std::vector<Founder> founders_;
     // By code point, as far as one was seen; all 0 when they are not in use.
     std::vector<u32> row_count_;  // how often it occurs in the row being joined
@@ -230,7 +280,7 @@ std::vector<std::vector<std::size_t>> members_by_group(std::size_t count, const 
 }  // namespace
 
 std::vector<std::int64_t> first_similar(const std::vector<State>& states, const std::int64_t* task_group,
-                                        double threshold, std::size_t threads) {
+                                        double threshold, std::size_t threads, const std::function<void()>& poll) {
     std::size_t characters = 0;
     for (const State& state : states) {
         characters += state.length;
@@ -242,14 +292,17 @@ std::vector<std::int64_t> first_similar(const std::vector<State>& states, const 
     const auto members = members_by_group(states.size(), task_group);
     std::vector<std::int64_t> first(states.size());
     threads = std::min(threads, characters / CHARACTERS_A_THREAD + 1);
-    parallel_for(members.size(), 1, threads, [&](std::size_t group, std::size_t) {
-        Clusters clusters(threshold);
+    Stop stop(poll);
+    const auto cluster = [&](std::size_t group, std::size_t) {
+        Clusters clusters(threshold, stop);
         std::vector<u32> text;
         for (const std::size_t n : members[group]) {
+            if (clusters.stopped(states[n].length)) return;
             read_points(states[n], text);
             first[n] = clusters.join(static_cast<std::int64_t>(n), text);
         }
-    });
+    };
+    parallel_for(members.size(), 1, threads, cluster, [&stop] { stop.wanted(); });
     return first;
 }
 

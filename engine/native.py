@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
 States = Sequence[bytes] | Sequence[str] | bytes | bytearray | memoryview | np.ndarray
 """N states: all bytes or all str; or one contiguous buffer of bytes, for which `offsets` says where each begins."""
 _BUFFERS = (bytes, bytearray, memoryview, np.ndarray)
+_MOST_THREADS = 2**31 - 1
 
 
 def hash_states(
@@ -129,10 +130,12 @@ def _checked_integers(name: str, values: Sequence[int] | np.ndarray) -> np.ndarr
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, dtype=np.int64)
     if array.ndim == 1 and array.dtype.kind in "fO" and not isinstance(values, np.ndarray):
-        # A list of integers that no one integer type holds.
+        # A list of integers that no one integer type holds, or of NumPy's of several types, which it makes floats of.
         for n, value in enumerate(values):
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            if isinstance(value, int | np.integer) and not -(2**63) <= value < 2**63:
                 raise ValueError(f"{name}[{n}] is {value}: in a list, it must be in [-2^63, 2^63)")
+        if all(isinstance(value, int | np.integer) for value in values):
+            array = np.array([int(value) for value in values])
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise TypeError(f"{name} is {array.dtype}{array.shape}: it must be one row of integers")
     return np.ascontiguousarray(array, dtype=np.int64)
@@ -141,12 +144,13 @@ def _checked_integers(name: str, values: Sequence[int] | np.ndarray) -> np.ndarr
 def _checked_threads(threads: int | None) -> int:
     if threads is None:
         # torchrun sets it for several ranks; it may be a list of numbers, one a level of nesting.
-        wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-        if wish.isdecimal() and int(wish) > 0:
-            return int(wish)
+        wish = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip().lstrip("0")
+        if wish.isascii() and wish.isdecimal():
+            # Eleven digits are more than the limit already, and int() refuses thousands of them.
+            return min(int(wish[:11]), _MOST_THREADS)
         return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if not hasattr(threads, "__index__"):
         raise TypeError(f"threads is {threads!r}: it must be an integer; None takes as many as there are cores")
     if operator.index(threads) < 1:
         raise ValueError(f"threads is {threads}: it must be at least 1; None takes as many as there are cores")
-    return min(operator.index(threads), 2**31 - 1)
+    return min(operator.index(threads), _MOST_THREADS)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,8 @@ _SECRET = bytes.fromhex(
 )
 # Rows hashed at a time hold at most this many bytes (or are one row): some temporaries are as large.
 _BATCH_BYTES = 1 << 22
+# The limit of csrc/similarity.cpp, which counts characters in 32 bits.
+_SIMILARITY_CHARACTERS = 2**31
 
 
 def hash_states(states: _States | np.ndarray, offsets: np.ndarray | None, threads: int) -> np.ndarray:
@@ -64,21 +67,25 @@ def group_states(
 
 
 def _objects(states: _States | np.ndarray, offsets: np.ndarray | None) -> _States:
-    """The states one by one, all of one type."""
+    """The states one by one, all bytes or all str. As in C++, a subclass has no say in what its content is."""
     if offsets is not None:
         assert isinstance(states, np.ndarray)
         whole, bounds = states.tobytes(), offsets.tolist()
         return tuple(whole[begin:end] for begin, end in pairwise(bounds))
     assert isinstance(states, tuple)
-    kind = str if states and isinstance(states[0], str) else bytes
-    for n, state in enumerate(states):
-        if not isinstance(state, kind):
+    kind = str if states and issubclass(type(states[0]), str) else bytes
+    exact: list[Any] = list(states)
+    for n, state in enumerate(exact):
+        if type(state) is kind:
+            continue
+        if not issubclass(type(state), kind):
             first = f" and states[0] of type {type(states[0]).__name__}" if n else ""
             raise TypeError(
                 f"states[{n}] is of type {type(state).__name__}{first}: "
                 "states are all bytes or all str, or one buffer with offsets"
             )
-    return states
+        exact[n] = kind.__getitem__(state, slice(None))
+    return tuple(exact)
 
 
 def _cluster(keys: list, threshold: float) -> dict:
@@ -88,6 +95,11 @@ def _cluster(keys: list, threshold: float) -> dict:
     # One matcher a cluster: difflib indexes its second argument, so the representative is indexed once.
     clusters: defaultdict[int, list[tuple[int, SequenceMatcher]]] = defaultdict(list)
     for group, state in keys:
+        if len(state) >= _SIMILARITY_CHARACTERS:
+            raise ValueError(
+                f"states holds one of {len(state)} characters: similarity takes fewer than 2^31. "
+                "Group equal states instead"
+            )
         for label, matcher in clusters[group]:
             matcher.set_seq1(state)
             # The quick ratios are upper bounds computed by the same expression, so they never change the outcome.

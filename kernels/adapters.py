@@ -5,7 +5,7 @@ read in its source. What differs is the same everywhere:
 
 * Outputs are float32 (float64 for float64 inputs), and logits are never rounded to bfloat16 or float16 on the way.
 * Any hidden size, vocabulary, dtype and device; no logits are held where hidden states come in.
-* An id outside the vocabulary is a ValueError that names it (as `targets`).
+* An id outside the vocabulary is a ValueError that names it.
 * Where hidden states come in, -100 (Liger: `ignore_index`) is a row without output, gradient or cost, and a temperature
   may be a tensor of the shape of the targets.
 
@@ -13,6 +13,10 @@ Sharded parameters (DeepSpeed ZeRO-3, FSDP) must stay gathered, by the caller, u
 
 Legend: T tokens, H hidden, V vocabulary, K targets of one row.
 """
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -22,7 +26,7 @@ from .adapters_gigpo import build_step_group, compute_gigpo_outcome_advantage
 from .checks import check_targets
 from .gigpo_advantage import check_choice
 from .linear_logprob import linear_logprob
-from .projection import compute_dtype
+from .projection import LOGIT_FLOOR, compute_dtype
 from .selective_logprob import selective_logprob
 
 __all__ = [
@@ -36,6 +40,16 @@ __all__ = [
 ]
 
 
+@contextmanager
+def renamed(**theirs: str) -> Iterator[None]:
+    """What our kernels refuse is refused by the names that the arguments have there: `renamed(hidden="_input")`."""
+    try:
+        yield
+    except ValueError as error:
+        ours = re.compile(rf"\b({'|'.join(theirs)})\b")
+        raise ValueError(ours.sub(lambda name: theirs[name[0]], str(error))) from error
+
+
 def selective_log_softmax(
     logits: Tensor, index: Tensor, temperature: float = 1.0, row_mask: Tensor | None = None
 ) -> Tensor:
@@ -44,7 +58,7 @@ def selective_log_softmax(
     Differs: the result is float32 for bfloat16 and float16 logits on every device (TRL: on a GPU only).
 
     Args:
-        logits: [..., V].
+        logits: [..., V]. An id masked with -inf has a log-prob of -inf, or NaN where the whole row is masked.
         index: i32 or i64 [...] or [..., K], token ids.
         temperature: positive; divides the logits.
         row_mask: [...] like `index`; 0 gives a log-prob of 0, and the id there is not looked at.
@@ -59,26 +73,30 @@ def selective_log_softmax(
         if row_mask.shape != index.shape:
             raise ValueError(f"row_mask {tuple(row_mask.shape)} must have the shape of index {tuple(index.shape)}")
         index = index.masked_fill(row_mask == 0, 0)
-    if index.ndim < logits.ndim:
-        logprob = selective_logprob(logits, index, temperature=temperature)
-    else:
-        logprob = _several_logprobs(logits, index, temperature)
+    leading = logits.shape[:-1]
+    if index.shape != leading and (index.shape[:-1] != leading or index.shape[-1] == 0):
+        raise ValueError(
+            f"index {tuple(index.shape)} must be [...] or [..., K], K > 0, for logits {tuple(logits.shape)} = [..., V]"
+        )
+    one = index.shape == leading
+    with renamed(targets="index"):
+        index = check_targets(index, logits.shape[-1], ignore_index=None)
+        logprob = _several_logprobs(logits, index.unsqueeze(-1) if one else index, temperature)
+    logprob = logprob.squeeze(-1) if one else logprob
     return logprob if row_mask is None else logprob.masked_fill(row_mask == 0, 0.0)
 
 
 def _several_logprobs(logits: Tensor, index: Tensor, temperature: float) -> Tensor:
     """log p of index [..., K]: one pass over the logits for the likeliest of the K, the others by their distance."""
-    if index.shape[:-1] != logits.shape[:-1] or index.shape[-1] == 0:
-        raise ValueError(
-            f"index {tuple(index.shape)} must be [...] or [..., K], K > 0, for logits {tuple(logits.shape)} = [..., V]"
-        )
-    check_targets(index, logits.shape[-1], ignore_index=None)
-    index = index.long()
-    z = logits.gather(-1, index).to(compute_dtype(logits))
+    # The distance of one id is 0; its gradient would be a tensor of the size of the logits.
+    z = (logits if index.shape[-1] > 1 else logits.detach()).gather(-1, index).to(compute_dtype(logits))
     best = z.argmax(-1, keepdim=True)
-    anchor = selective_logprob(logits, index.gather(-1, best).squeeze(-1), temperature=temperature)
-    logprob = anchor.unsqueeze(-1) + (z - z.gather(-1, best)) / temperature
-    return logprob.masked_fill(z.isneginf(), -torch.inf)  # where all K are masked tokens, their distance is NaN
+    top = z.gather(-1, best)
+    anchor = selective_logprob(logits, index.gather(-1, best).squeeze(-1), temperature=temperature).unsqueeze(-1)
+    logprob = anchor + (z - top) / temperature
+    # For the kernel, -inf is LOGIT_FLOOR: a masked id is far below every other one, unless all of its row are masked.
+    alone = top.isneginf() & (anchor > LOGIT_FLOOR / (2 * temperature))
+    return torch.where(z.isneginf(), torch.where(alone, torch.nan, -torch.inf), logprob)
 
 
 class ChunkedLogProbFunction:
@@ -99,8 +117,9 @@ class ChunkedLogProbFunction:
         """(logprobs [T], entropy [T], None, None, None) of hidden @ weight.T + bias, in nats; both are differentiable.
 
         Serves GRPO, RLOO and asynchronous GRPO. Differs: only "log_probs" and "entropy" can be asked for, and the
-        default asks for no more; SFT wants "is_top1" and KTO "mean_logits", and are refused. Faults of earlier releases
-        that are absent: no gradient of the entropy (trl#6625), a graph lost where no token is trained on (trl#7077).
+        default asks for no more; SFT wants "is_top1", KTO "mean_logits", DPO both, and they are refused. Faults of
+        earlier releases that are absent: no gradient of the entropy (trl#6625), a graph lost where no token is trained
+        on (trl#7077).
 
         Args:
             hidden: [T, H].
@@ -143,9 +162,9 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """verl 0.9.1, `verl.utils.kernel.linear_cross_entropy.linear_cross_entropy`: (logprobs, entropy [T]) in nats.
 
-    The sign is +log p in spite of the name. Faults that are absent: vocabularies that are no multiple of the tile (verl
-    #2656, #2899; fixed there in #5349), log-probs of +inf where all logits are below about -104, hidden sizes that
-    are no multiple of 128 refused, a Triton allocator that worker threads do not see (verl #4676).
+    The sign is +log p in spite of the name. Faults that are absent: log-probs of +inf where all logits are below about
+    -104, hidden sizes that are no multiple of 128 refused; and of earlier releases, vocabularies that are no multiple
+    of the tile (verl #2656, #2899; fixed there in #5349), a Triton allocator that worker threads do not see (#4676).
 
     Args:
         hidden: [..., H]; the leading shape is flattened to T, also in the outputs.
@@ -166,10 +185,11 @@ def linear_cross_entropy(
         flat = flat.view_as(flat)  # a tensor of our own: the hook must not see the caller's other gradients
         if flat.requires_grad:
             flat.register_hook(lambda whole: whole / ranks)
-    logprob, entropy = linear_logprob(
-        flat, weight, labels.reshape(-1), temperature=_flat(temperature), return_entropy=True,
-        tp_group=dist_process_group,
-    )  # fmt: skip
+    with renamed(targets="labels", tp_group="dist_process_group"):
+        logprob, entropy = linear_logprob(
+            flat, weight, labels.reshape(-1), temperature=_flat(temperature), return_entropy=True,
+            tp_group=dist_process_group,
+        )  # fmt: skip
     if reduction.lower() == "none":
         return logprob, entropy
     return logprob.sum() if reduction.lower() == "sum" else logprob.mean(), entropy
@@ -178,8 +198,8 @@ def linear_cross_entropy(
 class FusedLinearForPPO(torch.nn.Module):
     """verl 0.9.1, `verl.utils.experimental.torch_functional.FusedLinearForPPO`.
 
-    Differs: log-probs and entropy are float32 (verl rounds them to the dtype of the hidden states: a bfloat16 log-prob
-    of -10 is off by up to 0.03).
+    Differs: neither the logits nor the entropy are rounded to the dtype of the hidden states, which is all that verl's
+    float32 log-probs are made of: a bfloat16 logit of 10 is off by up to 0.03.
     """
 
     def __init__(self, chunk_size: int = 512, impl_backend: str = "torch") -> None:
@@ -205,7 +225,8 @@ class FusedLinearForPPO(torch.nn.Module):
                 f"input_ids {tuple(input_ids.shape)} must have the leading shape of hidden_states "
                 f"{tuple(hidden_states.shape)}"
             )
-        logprob, entropy = linear_cross_entropy(hidden_states, vocab_weights, input_ids, temperature)
+        with renamed(hidden="hidden_states", weight="vocab_weights", labels="input_ids"):
+            logprob, entropy = linear_cross_entropy(hidden_states, vocab_weights, input_ids, temperature)
         return logprob.view(input_ids.shape), entropy.view(input_ids.shape)
 
 
@@ -243,7 +264,13 @@ class LigerFusedLinearScaledCrossEntropyFunction:
         Raises:
             ValueError: shapes that do not fit, or a target outside the vocabulary that is not `ignore_index`.
         """
-        logprob, entropy = linear_logprob(
-            _input, weight, target, temperature=temperature, ignore_index=ignore_index, return_entropy=True
-        )
-        return (-logprob, entropy) if return_entropy else -logprob
+        with renamed(hidden="_input", targets="target"):
+            # Where nobody asks for the entropy, more can be kept for the backward pass.
+            found = linear_logprob(
+                _input, weight, target, temperature=temperature, ignore_index=ignore_index,
+                return_entropy=return_entropy,
+            )  # fmt: skip
+        if isinstance(found, Tensor):
+            return -found
+        logprob, entropy = found
+        return -logprob, entropy

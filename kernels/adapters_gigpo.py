@@ -1,7 +1,8 @@
 """verl-agent's GiGPO functions; `siri.kernels.adapters` has them with the others.
 
-Observations are grouped by Python equality here. `siri.engine.native.group_states` gives the same labels in C++, 5
-times faster for equal states and 76 times or more for similar ones (README).
+Observations are grouped by Python equality here. `siri.engine.native.group_states` gives the same labels of texts and
+bytes in C++: several times faster for equal states, some 70 times or more for similar ones (by the medians in
+benchmarks/results/anchors.json).
 
 Legend: N rows (environment steps), L response tokens.
 """
@@ -30,15 +31,17 @@ def build_step_group(
 
     Args:
         anchor_obs: N observations: text, bytes, numbers, arrays, or lists, tuples and dicts of them.
-        index: N labels of the task group. Rows of different task groups never share a step group.
+        index: N labels of the task group, of the kinds that observations may have. Rows of different task groups never
+            share a step group.
         enable_similarity: group texts that are similar, not equal; the order of the rows then matters.
         similarity_thresh: least `difflib` ratio, in (0, 1).
         summarize: not used; count the labels for a summary.
 
     Raises:
-        ValueError: columns of different lengths, an observation that cannot be compared, or a threshold outside (0, 1).
+        ValueError: columns of different lengths, an observation or a label that cannot be compared, or a threshold
+            outside (0, 1).
     """
-    observations, groups = entries(anchor_obs), entries(index)
+    observations, groups = entries(anchor_obs), keys("index", index)
     if len(observations) != len(groups):
         raise ValueError(f"anchor_obs has {len(observations)} rows and index {len(groups)}; both need one entry a row")
     if enable_similarity:
@@ -46,6 +49,7 @@ def build_step_group(
     return exact_groups(observations, groups)
 
 
+@torch.no_grad()
 def compute_gigpo_outcome_advantage(
     token_level_rewards: Tensor,
     step_rewards: Tensor,
@@ -73,7 +77,7 @@ def compute_gigpo_outcome_advantage(
         step_rewards: [N], discounted return of the step.
         response_mask: [N, L].
         anchor_obs, index, enable_similarity, similarity_thresh: see `build_step_group`.
-        traj_index: N labels of the trajectory.
+        traj_index: N labels of the trajectory, as in `index`.
         epsilon: added to sigma.
         step_advantage_w: weight of the step level.
         mode: "mean_norm", or "mean_std_norm" to divide by sigma.
@@ -81,18 +85,22 @@ def compute_gigpo_outcome_advantage(
             rows, else each trajectory once, by its first row.
 
     Returns:
-        advantages [N, L], 0 where the mask is, and the same tensor again.
+        advantages [N, L], 0 where the mask is, without a gradient, and the same tensor again.
 
     Raises:
-        ValueError: columns of different lengths, an unknown mode, and what `build_step_group` refuses.
+        ValueError: shapes that do not fit, columns of different lengths, an unknown mode, and what `build_step_group`
+            refuses.
     """
     check_choice("mode", mode, ("mean_norm", "mean_std_norm"))
-    groups, trajectories = entries(index), entries(traj_index)
+    if token_level_rewards.ndim != 2 or response_mask.shape != token_level_rewards.shape:
+        raise ValueError(
+            f"response_mask {tuple(response_mask.shape)} and token_level_rewards {tuple(token_level_rewards.shape)} "
+            "must both be [N, L]"
+        )
+    groups, trajectories = keys("index", index), keys("traj_index", traj_index)
     rows = len(token_level_rewards)
-    for name, length in {
-        "step_rewards": len(step_rewards), "response_mask": len(response_mask), "index": len(groups),
-        "traj_index": len(trajectories),
-    }.items():  # fmt: skip
+    lengths = {"step_rewards": len(step_rewards), "index": len(groups), "traj_index": len(trajectories)}
+    for name, length in lengths.items():
         if length != rows:
             raise ValueError(f"{name} has {length} rows and token_level_rewards {rows}; both need one entry a row")
     steps = build_step_group(anchor_obs, groups, enable_similarity, similarity_thresh)
@@ -108,7 +116,8 @@ def compute_gigpo_outcome_advantage(
         token_level_rewards.double().sum(-1), first_appearance(groups), counted, scale, epsilon, lone_is_raw=True
     )
     step = level_advantage(step_rewards.double(), steps, list(range(rows)), scale, epsilon, lone_is_raw=False)
-    advantage = (episode + step_advantage_w * step).to(token_level_rewards.dtype).unsqueeze(-1) * response_mask
+    dtype = token_level_rewards.dtype if token_level_rewards.is_floating_point() else torch.float32
+    advantage = (episode + step_advantage_w * step).to(dtype).unsqueeze(-1) * response_mask
     return advantage, advantage
 
 
@@ -137,15 +146,20 @@ def entries(column: Any) -> list[Any]:
     return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
+def keys(name: str, column: Any) -> list[Hashable]:
+    """`as_key` of each row: as a key itself, a tensor is equal to itself only."""
+    found = []
+    for row, entry in enumerate(entries(column)):
+        try:
+            found.append(as_key(entry))
+        except TypeError as error:
+            raise ValueError(f"{name}[{row}]: {error}") from error
+    return found
+
+
 def exact_groups(observations: list[Any], groups: list[Hashable]) -> list[int]:
     """Labels of the rows that have an equal observation and an equal group."""
-    keys = []
-    for row, observation in enumerate(observations):
-        try:
-            keys.append((groups[row], as_key(observation)))
-        except TypeError as error:
-            raise ValueError(f"anchor_obs[{row}]: {error}") from error
-    return first_appearance(keys)
+    return first_appearance(zip(groups, keys("anchor_obs", observations), strict=True))
 
 
 def as_key(observation: Any) -> Hashable:
@@ -158,6 +172,8 @@ def as_key(observation: Any) -> Hashable:
         return tuple(map(as_key, observation))
     if isinstance(observation, dict):
         return frozenset((key, as_key(value)) for key, value in observation.items())
+    if type(observation).__hash__ not in (None, object.__hash__):
+        return observation  # has an equality of its own: a uuid.UUID, a date, a frozenset
     raise TypeError(
         f"a {type(observation).__name__} cannot be compared; pass text, bytes, numbers, arrays, or lists, tuples and "
         "dicts of them"

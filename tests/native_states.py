@@ -12,6 +12,57 @@ STATES = st.lists(st.sampled_from(TEXTS), max_size=25)
 GROUPS = st.lists(st.integers(-2, 2), min_size=25, max_size=25)
 
 
+class OwnText(str):
+    """A text of its own opinion on everything but its content."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __len__(self) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return "?"
+
+    def __getitem__(self, at: object) -> str:
+        return "?"
+
+    def encode(self, *_: object) -> bytes:
+        return b"?"
+
+
+class OwnBytes(bytes):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __len__(self) -> int:
+        return 0
+
+    def __bytes__(self) -> bytes:
+        return b"?"
+
+    def __getitem__(self, at: object) -> bytes:
+        return b"?"
+
+    @property
+    def __class__(self) -> type:
+        return str
+
+
+class FakeText:
+    """What isinstance() takes for a str."""
+
+    @property
+    def __class__(self) -> type:
+        return str
+
+
 def as_buffer(states: Sequence[bytes]) -> tuple[bytes, np.ndarray]:
     return b"".join(states), np.cumsum([0, *map(len, states)])
 

@@ -92,6 +92,42 @@ def test_trl_masked_tokens_are_impossible_and_spoil_nothing() -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.01, 1e6])
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 3)])
+def test_trl_masked_tokens_score_as_in_log_softmax(dtype: torch.dtype, temperature: float, shape: Any) -> None:
+    """-inf among others, NaN in a row of nothing else; the gradient of the other rows does not see them."""
+    logits = torch.randn(4, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[:, 5:7] = -torch.inf
+    logits[2] = -torch.inf
+    logits.requires_grad_()
+    index = torch.tensor([[5, 1, 6], [1, 5, 11], [3, 5, 3], [6, 5, 6]])[:, : math.prod(shape) // 4].view(shape)
+    truth = F.log_softmax(logits.double() / temperature, -1).gather(-1, index.view(4, -1)).view(shape)
+    got = adapters.selective_log_softmax(logits, index, temperature)
+    torch.testing.assert_close(got.double(), truth, rtol=2e-6, atol=2e-5, equal_nan=True)
+    possible = truth.isfinite()
+    assert truth.isneginf().any()
+    assert truth[2].isnan().all()
+    gradient, expected = (gradients(values[possible].sum(), logits)[0] for values in (got, truth))
+    kept = [0, 1, 3]  # in row 2 log_softmax has NaN
+    assert (gradient[2] == 0).all()
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(gradient[kept], expected[kept], rtol=tolerance, atol=tolerance / temperature)
+
+
+def test_trl_one_id_a_position_makes_no_second_gradient_of_the_logits() -> None:
+    """Of several ids, the distances to the likeliest have one."""
+    logits = torch.randn(3, 8, requires_grad=True)
+    waiting, nodes = [adapters.selective_log_softmax(logits, torch.tensor([1, 2, 3])).grad_fn], []
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            nodes.append(node.name())
+            waiting += [before for before, _ in node.next_functions]
+    assert not any("Gather" in name for name in nodes)
+    assert nodes.count("torch::autograd::AccumulateGrad") == 1
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_trl_row_mask_gives_zero_and_does_not_look_at_the_id(several: bool) -> None:
     logits = torch.randn(4, 9, requires_grad=True)
@@ -131,6 +167,26 @@ def test_trl_entropy_only_where_it_is_asked_for() -> None:
     x, w, y, _ = make(4, 3, 7)
     assert TRL(x, w, None, y, 1.0, 4096, None, 1.0, ())[1] is None
     assert TRL(x, w, None, y, 1.0, 4096)[1] is not None
+
+
+# As in the sources of the trainers, with what is refused. DPO's loss of another kind asks for log_sum_sq_probs too.
+@pytest.mark.parametrize(
+    ("trainer", "outputs", "refused"),
+    [
+        ("GRPO", ("log_probs", "entropy"), None),
+        ("GRPO's reference", ("log_probs",), None),
+        ("SFT", ("log_probs", "entropy", "is_top1"), "is_top1"),
+        ("KTO", ("log_probs", "entropy", "mean_logits"), "mean_logits"),
+        ("DPO", ("log_probs", "entropy", "mean_logits", "is_top1"), "mean_logits"),
+    ],
+)
+def test_trl_trainers_are_served_or_refused(trainer: str, outputs: tuple[str, ...], refused: str | None) -> None:
+    x, w, y, _ = make(4, 3, 7)
+    if refused is None:
+        assert_close(TRL(x, w, None, y, 1.0, 64, None, 1.0, outputs)[0], naive(x, w, y)[0])
+        return
+    with pytest.raises(ValueError, match=f"outputs: '{refused}' is not computed here"):
+        TRL(x, w, None, y, 1.0, 64, None, 1.0, outputs)
 
 
 def test_trl_a_batch_without_a_trained_token_stays_in_the_graph() -> None:
@@ -192,15 +248,17 @@ def test_verl_logits_may_all_be_low(level: float) -> None:
         assert (value - truth).abs().max() <= 1e-4  # float32 logits of 300 have a spacing of 3e-5
 
 
-def test_verl_fused_linear_for_ppo_is_not_rounded() -> None:
-    """verl hands out log-probs in the dtype of the hidden states."""
+def test_verl_fused_linear_for_ppo_rounds_neither_logits_nor_entropy() -> None:
+    """verl does, to the dtype of the hidden states; its log-probs are float32 ones of such logits."""
     x, w, y, _ = make(24, 8, 65, dtype=torch.bfloat16)
     head = adapters.FusedLinearForPPO(chunk_size=7, impl_backend="liger")
     logprob, entropy = head.forward(
         hidden_states=x.view(2, 12, 8), vocab_weights=w, input_ids=y.view(2, 12).int(), temperature=0.5
     )
     true_logprob, true_entropy, _ = naive(x, w, y, temperature=0.5)
-    assert (true_logprob.bfloat16() - true_logprob).abs().max() > 1e-3
+    theirs = ((x @ w.t()) / 0.5).float().log_softmax(-1).gather(-1, y[:, None]).squeeze(-1)
+    assert (theirs - true_logprob).abs().max() > 1e-3
+    assert (true_entropy.bfloat16() - true_entropy).abs().max() > 1e-3
     assert_close(logprob, true_logprob.view(2, 12))
     assert_close(entropy, true_entropy.view(2, 12))
     assert_close(head(x, w, y)[0], naive(x, w, y)[0])
@@ -276,9 +334,12 @@ LOGITS = torch.zeros(2, 2, 7)
     ("call", "message"),
     [
         (lambda: adapters.selective_log_softmax(LOGITS, Y.view(2, 2), 0.0), "temperature = 0.0 must be > 0"),
-        (lambda: adapters.selective_log_softmax(LOGITS, Y.view(2, 2) + 1), r"targets\[0, 1\] = 7 is outside"),
+        (lambda: adapters.selective_log_softmax(LOGITS, Y.view(2, 2) + 1), r"^index\[0, 1\] = 7 is outside"),
+        (lambda: adapters.selective_log_softmax(LOGITS, Y.view(2, 2).double()), "^index have dtype torch.float64"),
+        (lambda: adapters.selective_log_softmax(LOGITS, Y), r"index \(4,\) must be \[...\] or"),
+        (lambda: adapters.selective_log_softmax(LOGITS, Y[:0].view(2, 2, 0)), r"index \(2, 2, 0\) must be \[...\] or"),
         (lambda: adapters.selective_log_softmax(LOGITS, Y.view(1, 2, 2)), r"index \(1, 2, 2\) must be \[...\] or"),
-        (lambda: adapters.selective_log_softmax(LOGITS, LOGITS.long() - 1), r"targets\[0, 0, 0\] = -1 is outside"),
+        (lambda: adapters.selective_log_softmax(LOGITS, LOGITS.long() - 1), r"^index\[0, 0, 0\] = -1 is outside"),
         (lambda: adapters.selective_log_softmax(LOGITS, Y.view(2, 2), 1.0, Y), r"row_mask \(4,\) must have the shape"),
         (lambda: TRL(X, W, None, Y + 1, 1.0, 64), r"targets\[1\] = 7 is outside the vocabulary \[0, 7\)"),
         (lambda: TRL(X, W, None, Y, 0.0, 64), "temperature = 0.0 must be > 0"),
@@ -286,11 +347,17 @@ LOGITS = torch.zeros(2, 2, 7)
         (lambda: TRL(X, W, None, Y, 1.0, 64, None, 0.0), "logit_scale = 0.0 must be > 0; multiply hidden"),
         (lambda: TRL(X, W, None, Y, 1.0, 64, None, 1.0, ("is_top1",)), "outputs: 'is_top1' is not computed here"),
         (lambda: adapters.linear_cross_entropy(X, W, Y, 1.0, "max"), "reduction = 'max' must be one of 'none', 'sum'"),
-        (lambda: adapters.linear_cross_entropy(X, W, Y + 1), r"targets\[1\] = 7 is outside"),
-        (lambda: adapters.linear_cross_entropy(X, W, Y[:2]), r"targets \(2,\) must be \[T\] = \[4\]"),
+        (lambda: adapters.linear_cross_entropy(X, W, Y + 1), r"^labels\[1\] = 7 is outside"),
+        (lambda: adapters.linear_cross_entropy(X, W, Y[:2]), r"^labels \(2,\) must be \[T\] = \[4\]"),
+        (lambda: adapters.linear_cross_entropy(X, W, Y, torch.zeros(4)), r"^temperature\[0\] = 0.0 must be > 0"),
+        (lambda: adapters.FusedLinearForPPO()(X, W, Y + 1), r"^input_ids\[1\] = 7 is outside"),
+        (
+            lambda: adapters.FusedLinearForPPO()(X, W.t(), Y),
+            r"^hidden_states \(4, 3\) and vocab_weights \(3, 7\) must be \[T, H\] and \[V, H\] with one H$",
+        ),
         (lambda: adapters.FusedLinearForPPO()(X, W, Y[:2]), r"input_ids \(2,\) must have the leading shape of hidden"),
-        (lambda: LIGER(X, W, Y - 1), r"targets\[0\] = -1 is outside .* and is not ignore_index \(-100\)"),
-        (lambda: LIGER(X, W.t(), Y), r"hidden \(4, 3\) and weight \(3, 7\) must be"),
+        (lambda: LIGER(X, W, Y - 1), r"^target\[0\] = -1 is outside .* and is not ignore_index \(-100\)"),
+        (lambda: LIGER(X, W.t(), Y), r"^_input \(4, 3\) and weight \(3, 7\) must be"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named(call: Callable[[], Any], message: str) -> None:

@@ -4,6 +4,7 @@ import difflib
 import json
 import random
 import statistics
+import uuid
 from collections import defaultdict
 from typing import Any
 
@@ -163,6 +164,44 @@ def test_observations_of_every_kind() -> None:
     assert build_step_group(observations, ["g"] * 12) == [0, 1, 0, 2, 2, 3, 4, 4, 5, 5, 6, 7]
 
 
+A, B = uuid.uuid4(), uuid.uuid4()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        list(torch.tensor([7, 7, 8, 7])),  # as from `[row["uid"] for row in batch]`
+        [torch.tensor([7, 1]), torch.tensor([7, 1]), torch.tensor([1, 7]), torch.tensor([7, 1])],
+        torch.tensor([[7], [7], [8], [7]]),
+        np.array([[7], [7], [8], [7]]),
+        [np.array(7), np.array(7), np.array(8), np.array(7)],
+        [[7], [7], [8], [7]],
+        [("a", 7), ["a", 7], ("b", 7), ("a", np.int64(7))],
+        [{"task": 7}, {"task": 7}, {"task": 8}, {"task": 7}],
+        [A, uuid.UUID(str(A)), B, A],
+    ],
+)
+@pytest.mark.parametrize("similar", [False, True])
+def test_labels_of_every_kind_are_compared_by_value(ids: Any, similar: bool) -> None:
+    assert build_step_group(["s"] * 4, ids, similar) == [0, 0, 1, 0]
+    rewards, mask = on_tokens([1.0, 2.0, 5.0, 6.0], length=1)
+    rows = (rewards, torch.zeros(4), mask, "abcd")
+    advantage, _ = compute_gigpo_outcome_advantage(*rows, ids, range(4))
+    torch.testing.assert_close(advantage[:, 0], torch.tensor([-2.0, -1.0, 5.0, 3.0]))
+    # Trajectories count once, by their first row: those of ids 7 and 8 have a mean of 3.
+    advantage, _ = compute_gigpo_outcome_advantage(*rows, "gggg", ids, compute_mean_std_cross_steps=False)
+    torch.testing.assert_close(advantage[:, 0], torch.tensor([-2.0, -1.0, 2.0, 3.0]))
+
+
+def test_the_advantage_has_no_gradient() -> None:
+    rewards, mask = on_tokens([1.0, 2.0, 6.0])
+    advantage, returns = compute_gigpo_outcome_advantage(
+        rewards.requires_grad_(), rewards.sum(1), mask, "aab", "ggg", "tuv"
+    )
+    assert not advantage.requires_grad
+    assert not returns.requires_grad
+
+
 def test_pictures_as_one_array() -> None:
     pixels = torch.tensor([[[1, 2], [3, 4]], [[1, 2], [3, 5]], [[1, 2], [3, 4]]])
     assert build_step_group(pixels, torch.tensor([0, 0, 0])) == [0, 1, 0]
@@ -205,7 +244,12 @@ REWARDS, MASK = on_tokens([1.0, 0.0, 1.0])
         ({"index": [0, 0]}, "index has 2 rows and token_level_rewards 3"),
         ({"traj_index": [0] * 4}, "traj_index has 4 rows"),
         ({"step_rewards": torch.zeros(2)}, "step_rewards has 2 rows"),
-        ({"response_mask": MASK[:1]}, "response_mask has 1 rows"),
+        ({"response_mask": MASK[:1]}, r"response_mask \(1, 3\) and token_level_rewards \(3, 3\) must both be \[N, L\]"),
+        ({"response_mask": MASK[:, :2]}, r"response_mask \(3, 2\) and token_level_rewards \(3, 3\)"),
+        ({"response_mask": torch.ones(3)}, r"response_mask \(3,\) and token_level_rewards \(3, 3\)"),
+        ({"response_mask": torch.ones(3), "token_level_rewards": torch.ones(3)}, r"must both be \[N, L\]"),
+        ({"index": [0, 0, object()]}, r"index\[2\]: a object cannot be compared; pass text"),
+        ({"traj_index": [0, {1}, 2]}, r"traj_index\[1\]: a set cannot be compared; pass text"),
         ({"anchor_obs": ["a"]}, "anchor_obs has 1 rows and index 3"),
         ({"anchor_obs": ["a", object(), "b"]}, r"anchor_obs\[1\]: a object cannot be compared; pass text"),
         ({"anchor_obs": ["a", 3, "b"], "enable_similarity": True}, r"anchor_obs\[1\] is a int, and only text"),
@@ -220,3 +264,15 @@ def test_wrong_input_is_named(change: dict[str, Any], message: str) -> None:
     assert compute_gigpo_outcome_advantage(**rows)[0].shape == MASK.shape
     with pytest.raises(ValueError, match=message):
         compute_gigpo_outcome_advantage(**{**rows, **change})
+
+
+def test_whole_rewards_give_fractions() -> None:
+    """Advantages of 0.5 were cut to 0, because the rewards were integers."""
+    rewards = torch.tensor([[0, 1], [0, 0], [0, 0], [0, 1]])
+    got, exact = (
+        compute_gigpo_outcome_advantage(r, r.sum(1), torch.ones(4, 2), "abca", "gggg", "tuvw")[0]
+        for r in (rewards, rewards.float())
+    )
+    assert got.dtype == torch.float32
+    assert torch.equal(got, exact)
+    assert ((got != 0) & (got.abs() < 1)).any()

@@ -32,6 +32,18 @@ def test_every_block_of_the_page_is_tested() -> None:
     assert PAGE.count("```") == 2 * len(SWAPS)
 
 
+def test_the_page_says_how_to_install_the_kernels_alone() -> None:
+    """That they run then is `test_torch_and_triton_are_enough`."""
+    introduction = PAGE.split("\n## ")[0]
+    assert re.search(r"`pip install --no-deps \.`\s.*\sis enough for\s+`from siri\.kernels import", introduction)
+
+
+def test_the_page_names_the_trainers_that_a_swap_does_not_serve() -> None:
+    """What each asks of the fused head is in `test_adapters.py`."""
+    assert re.search(r"SFT, KTO and DPO ask .* refused", SECTIONS["TRL"], re.S)
+    assert re.search(r"not for TPO\s+on a GPU, .*`selective_log_softmax_and_entropy`", SECTIONS["TRL"])
+
+
 @pytest.mark.parametrize("title", SWAPS)
 def test_a_swap_takes_five_lines(title: str) -> None:
     assert len([line for line in SWAPS[title].splitlines() if line.strip()]) <= 5

@@ -17,7 +17,7 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_states import GROUPS, STATES, as_buffer, fuzzed_states
+from native_states import GROUPS, STATES, FakeText, OwnBytes, OwnText, as_buffer, fuzzed_states
 
 from siri.engine import native, native_twin
 from siri.engine.native import group_states, hash_states
@@ -116,6 +116,35 @@ def test_states_whose_hashes_collide_are_told_apart_by_their_bytes(extension: Mo
         assert np.array_equal(labels, expected)
 
 
+def colliding_states(count: int) -> list[bytes]:
+    """States of 32 bytes that XXH3 gives one low half: a word equal to the secret's takes a factor of 0 into a product.
+
+    What is left of the low half is the sum of two numbers, each of which a word of the state can choose.
+    """
+    zeroed, added = native_twin._secret(0), native_twin._secret(16)
+    start = 32 * native_twin._PRIME64_1 % 2**64
+    states = []
+    for n in range(1, count + 1):
+        high = (zeroed + n) % 2**64
+        last = ((-high % 2**64 ^ start) - added) % 2**64
+        states.append(b"".join(word.to_bytes(8, "little") for word in (zeroed, n, added, last)))
+    return states
+
+
+@pytest.mark.usefixtures("extension")
+def test_states_made_to_collide_do_not_slow_the_grouping_down() -> None:
+    """CPU time, beside as many others. It was some 600 times as long: each state was compared with all before it."""
+    states = colliding_states(20_000)
+    assert len(set(hash_states(states)[:, 0].tolist())) == 1
+    rng = random.Random(0)
+    times = []
+    for sample in (states, [rng.randbytes(32) for _ in states]):
+        start = time.process_time()
+        assert group_states(sample, threads=1).tolist() == list(range(len(sample)))
+        times.append(time.process_time() - start)
+    assert times[0] < 30 * times[1]
+
+
 @pytest.mark.usefixtures("extension")
 def test_every_number_of_threads_gives_the_same() -> None:
     rng = random.Random(0)
@@ -161,7 +190,13 @@ def test_the_number_of_threads_comes_from_the_environment(monkeypatch: pytest.Mo
     for value, threads in (("3", 3), ("4,2", 4)):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert native._checked_threads(None) == threads
-    for value in ("", "0", "many"):
+    for value in ("2147483648", str(2**64), "9" * 5000, "0" * 5000 + "4294967296"):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert native._checked_threads(None) == 2**31 - 1
+        assert group_states(["a"]).tolist() == [0]
+    monkeypatch.setenv("OMP_NUM_THREADS", "0" * 5000 + "3")
+    assert native._checked_threads(None) == 3
+    for value in ("", "0", "0" * 5000, "many", "-3", "2.5", "\u0663"):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert native._checked_threads(None) >= 1
     assert native._checked_threads(7) == 7
@@ -210,6 +245,49 @@ def test_labels_of_any_integer_type_and_size() -> None:
     large = np.array([2**64 - 1, 2**63, 0, 2**63], dtype=np.uint64)
     assert group_states(states, large).tolist() == [0, 1, 2, 1]
     assert group_states(states, np.arange(8)[::2] % 4).tolist() == [0, 1, 0, 1]
+    mixed = [np.uint64(3), np.int64(3), 3, np.int8(-3)]  # NumPy makes floats of these
+    assert group_states(states, mixed).tolist() == [0, 0, 0, 1]
+    large = [2**53 + 1, np.uint64(2**53), np.int64(2**53 + 1), np.uint64(2**53)]
+    assert group_states(states, large).tolist() == [0, 1, 0, 1]
+
+
+@both
+@pytest.mark.parametrize("similarity", [None, 0.7])
+def test_of_a_subclass_the_content_counts(similarity: float | None) -> None:
+    texts = ["drawer 1", "drawer 2", "désk", "drawer 1"]
+    for kind, states in ((OwnText, texts), (OwnBytes, [text.encode() for text in texts])):
+        own = [kind(state) for state in states]
+        expected = [0, 1, 2, 0] if similarity is None else [0, 0, 1, 0]
+        for mixture in (own, [*own[:2], *states[2:]], [*states[:2], *own[2:]], np.array(own, dtype=object)):
+            assert group_states(mixture, similarity=similarity).tolist() == expected
+            assert np.array_equal(hash_states(mixture), hash_states(states))
+    assert group_states(np.array(texts), similarity=similarity).tolist() == expected  # numpy.str_ is such a subclass
+
+
+@both
+def test_a_faked_class_is_no_text() -> None:
+    for states in ([FakeText()], ["a", FakeText()], ["a", OwnBytes(b"a")]):
+        with pytest.raises(TypeError, match="are all bytes or all str"):
+            group_states(states)
+        with pytest.raises(TypeError, match="are all bytes or all str"):
+            hash_states(states)
+
+
+def test_states_too_long_for_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "implementation", native_twin)
+    monkeypatch.setattr(native_twin, "_SIMILARITY_CHARACTERS", 4)
+    assert group_states(["abc", "abd"], similarity=0.5).tolist() == [0, 0]
+    assert group_states(["abc", "abcd"]).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="states holds one of 4 characters: similarity takes fewer than 2"):
+        group_states(["abc", "abcd"], similarity=0.5)
+
+
+@pytest.mark.usefixtures("extension")
+def test_two_gigabytes_of_memory_are_too_long_for_similarity() -> None:
+    """Pages that nobody has written to take no memory."""
+    nothing = np.zeros(2**31, dtype=np.uint8)
+    with pytest.raises(ValueError, match=rf"states holds one of {2**31} characters: similarity takes fewer than 2"):
+        group_states(nothing, offsets=[0, 2**31], similarity=0.5)
 
 
 @both
@@ -241,7 +319,9 @@ def test_labels_of_any_integer_type_and_size() -> None:
         ({"states": ["a"], "task_group": [0, 1]}, ValueError, "task_group has 2 labels, states has 1"),
         ({"states": ["a"] * 2, "task_group": [-1, 2**63]}, ValueError, rf"task_group\[1\] is {2**63}: in a list"),
         ({"states": ["a"], "task_group": [[0], [1, 2]]}, TypeError, "task_group has entries of different lengths"),
+        ({"states": ["a"] * 2, "task_group": [np.int64(-1), np.uint64(2**63)]}, ValueError, rf"\[1\] is {2**63}: in"),
         ({"states": ["a"], "task_group": [0.5]}, TypeError, "task_group is float64"),
+        ({"states": ["a"] * 2, "task_group": [np.int64(1), 0.5]}, TypeError, "task_group is float64"),
         ({"states": ["a"], "task_group": [[0]]}, TypeError, r"task_group is int64\(1, 1\)"),
         ({"states": ["a"], "similarity": 1.5}, ValueError, r"similarity is 1.5: it must be in \[0, 1\]"),
         ({"states": ["a"], "similarity": float("nan")}, ValueError, "similarity is nan"),
