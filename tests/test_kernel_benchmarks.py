@@ -18,7 +18,7 @@ from gigpo_incumbent import careful, incumbent, make_rows
 from import_peers import skip_init, stand_ins
 from kernel_figures import write_results
 from kernel_measure import GEMMS, measure, peak_of
-from kernel_peers import CONTESTANTS, EAGER, OURS, Contestant, Unsupported
+from kernel_peers import CONTESTANTS, EAGER, INCUMBENT, OURS, Contestant, Unsupported
 from kernel_speed import cases, surroundings
 from kernel_tasks import Case, make_task
 from rounds import interleave
@@ -212,6 +212,21 @@ def test_what_is_published_is_what_was_measured(tmp_path: Path) -> None:
     figures = re.findall(r"!\[.+\]\(benchmarks/results/kernels-cpu/(.+\.svg)\)", page)
     assert figures
     assert set(figures) <= made.keys()
+
+
+def test_published_results_keep_the_contract() -> None:
+    """DESIGN's bounds on a CPU, asked of medians on a free machine, of the case in more rounds where there is one."""
+    results = REPO / "benchmarks" / "results"
+    found: dict[str, Any] = {}
+    for name in ("kernels-cpu", "kernels-cpu-two-threads"):
+        for result in json.loads((results / f"{name}.json").read_text())["results"]:
+            found[result["case"]] = {entry["name"]: entry for entry in result["contestants"]}
+    large = found["linear_logprob, T=2048"]
+    assert large[OURS]["ms"]["p50"] <= large[EAGER]["ms"]["p50"]
+    assert large[OURS]["peak_mib"] <= 0.15 * large[EAGER]["peak_mib"]
+    assert large[OURS]["value_error"] <= 2e-5
+    rows = found["gigpo_advantage, 131072 rows, verl-agent's rule"]
+    assert rows[INCUMBENT]["ms"]["p50"] >= 1000 * rows[OURS]["ms"]["p50"]
 
 
 def test_a_machine_without_git_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
