@@ -1,8 +1,8 @@
 """verl-agent's GiGPO functions; `siri.kernels.adapters` has them with the others.
 
 Observations are grouped by Python equality here. `siri.engine.native.group_states` gives the same labels of texts and
-bytes in C++: several times faster for equal states, some 70 times or more for similar ones (by the medians in
-benchmarks/results/anchors.json).
+bytes in C++, several times faster for equal states and dozens of times for similar ones
+(benchmarks/results/anchors.json).
 
 Legend: N rows (environment steps), L response tokens.
 """
