@@ -312,8 +312,8 @@ def gigpo_parts_triton(
         column.contiguous() for column in (reward, traj, episode_group, step_group, valid)
     )
     bits = max(6, (2 * N - 1).bit_length())  # at least twice as many places as there can be groups
-    zeros = torch.zeros((3 << bits) // 2 + 2 * FIELDS.value * N + 1, dtype=torch.uint64, device=device)
-    tables, stats = zeros[: (3 << bits) // 2].view(torch.int32), zeros[(3 << bits) // 2 :]
+    zeros = torch.zeros((3 << bits) // 2 + 2 * FIELDS.value * N + 1, dtype=torch.int64, device=device)
+    tables, stats = zeros[: (3 << bits) // 2].view(torch.int32), zeros[(3 << bits) // 2 :].view(torch.uint64)
     scores = torch.empty(2, N, dtype=torch.float64, device=device)
     owners = torch.empty(2, N, dtype=torch.int32, device=device)
     block, log_steps, warps = INTERPRETED_WALK if interpreting() else (WALK_BLOCK, WALK_LOG_STEPS, WALK_WARPS)
@@ -331,6 +331,6 @@ def gigpo_parts_triton(
             valid, scores, owners, stats, out, N, rule.penalty, rule.omega, rule.min_sigma, rule.eps,
             ROUNDING_ULP * rule.ulp, SCALE=rule.scale, PARITY=rule.parity, **rows,
         )  # fmt: skip
-    if not capturing(reward) and stats[-1].item():
+    if not capturing(reward) and zeros[-1].item():
         raise label_error(traj, episode_group, step_group)
     return parts
