@@ -99,6 +99,7 @@ def kick():
     sent.append(time.monotonic())
     os.kill(os.getpid(), signal.SIGINT)
 sent = []
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts this in the background has it ignored
 threading.Timer(0.5, kick).start()
 try:
     group_states(states, groups.astype(int), similarity=0.3, threads=threads)
