@@ -1,4 +1,4 @@
-"""Triton half of `gigpo_advantage`: four kernels that neither sort nor wait for the device.
+"""Triton half of `gigpo_advantage`: three kernels in four launches, no sort, one wait after the last.
 
     score_kernel      each row: its trajectory is walked for G and R_tau; its groups are looked up in hash tables, and
                       their least and greatest score and size counted

@@ -103,13 +103,13 @@ def raw_target_logits(x: Tensor, weight: Tensor, targets: Tensor, vocab_start: i
     return out
 
 
-def raw_slab(x: Tensor, w: Tensor, targets: Tensor | None) -> Tensor:
-    """Raw logits [n, v] in float32 by the library's GEMM; those of targets i64[n], columns in [0, v) or none, exact."""
+def raw_slab(x: Tensor, w: Tensor, columns: Tensor, exact: Tensor) -> Tensor:
+    """Raw logits [n, v] in float32 by the library's GEMM, but exact[n] in columns i64[n], where these are in [0, v)."""
     raw = mm(x, w.t())
-    if targets is None or not raw.numel():
+    if not raw.numel():
         return raw
-    inside = (targets >= 0) & (targets < len(w))
-    return put_(raw, torch.where(inside, targets, 0), inside, raw_target_logits(x, w, targets))
+    inside = (columns >= 0) & (columns < len(w))
+    return put_(raw, torch.where(inside, columns, 0), inside, exact)
 
 
 def choose_launch(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Launch:
@@ -189,6 +189,7 @@ def shard_gradients_triton(
     need_x, need_w, need_b = needs
     dtype = factor_dtype(hidden, weight)
     x, inverse = hidden.to(dtype), inverse_temperature(logit_map, hidden)
+    exact = raw_target_logits(x, weight, targets, vocab_start)
     dx = torch.zeros_like(x, dtype=torch.float32) if need_x else None
     dw = torch.zeros_like(weight) if need_w else None
     db = torch.zeros_like(bias) if need_b and bias is not None else None
@@ -196,7 +197,7 @@ def shard_gradients_triton(
         w, b = weight[cols].to(dtype), None if bias is None else bias[cols]
         columns = targets - (vocab_start + cols.start)
         logits = TritonLogits(
-            raw=raw_slab(x, w, columns),
+            raw=raw_slab(x, w, columns, exact),
             bias=b,
             inverse_temperature=inverse,
             softcap=logit_map.softcap,

@@ -96,11 +96,15 @@ class Head:
     def logits(self, x: Tensor, logit_map: LogitMap, targets: Tensor | None = None) -> Logits:
         """Of x[n, H], which `factor` returned; the logit of `targets` i64[n], if given, is exact."""
         if self.on_triton:
-            from .linear_logprob_triton import raw_slab  # here: triton is not everywhere
+            from .linear_logprob_triton import raw_slab, raw_target_logits  # here: triton is not everywhere
             from .softmax_triton import TritonLogits, inverse_temperature
 
+            if targets is None:
+                raw = mm(x, self.weight.t())
+            else:
+                raw = raw_slab(x, self.weight, targets, raw_target_logits(x, self.weight, targets))
             return TritonLogits(
-                raw=raw_slab(x, self.weight, targets), bias=self.bias, softcap=logit_map.softcap, dtype=x.dtype,
+                raw=raw, bias=self.bias, softcap=logit_map.softcap, dtype=x.dtype,
                 inverse_temperature=inverse_temperature(logit_map, x), spendable=True,
             )  # fmt: skip
         z = raw_logits(x, self.weight, self.bias)
