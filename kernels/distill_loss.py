@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .checks import check_backend, check_denominator, check_projection, check_targets, check_temperature, kept_rows
 from .dispatch import untraced, use_triton
-from .projection import LogitMap, RawGrad, column_pieces, compute_dtype, log_softmax_, raw_logits_ref
+from .projection import LogitMap, RawGrad, SoftmaxGrad, column_pieces, compute_dtype, log_softmax_, raw_logits_ref
 from .token_loss import Head, Logits, TokenLoss, TorchLogits
 
 Divergence = Literal["nll", "forward_kl", "reverse_kl", "jsd"]
@@ -40,13 +40,8 @@ def divergence_ref(log_s: Tensor, log_t: Tensor | None, targets: Tensor, diverge
     return ((log_s.exp() * (log_s - log_m)).sum(1) + (log_t.exp() * (log_t - log_m)).sum(1)) / 2
 
 
-def divergence_and_grad(
-    log_s: Tensor, log_t: Tensor | None, targets: Tensor, divergence: Divergence
-) -> tuple[Tensor, Tensor]:
+def divergence_and_grad(log_s: Tensor, log_t: Tensor, divergence: Divergence) -> tuple[Tensor, Tensor]:
     """(D [n], dD/dz [n, V]) from log-probabilities [n, V], both spent. Finite however small a probability is."""
-    if log_t is None:
-        d = -log_s.gather(1, targets[:, None]).squeeze(1)
-        return d, log_s.exp_().scatter_add_(1, targets[:, None], log_s.new_full((len(d), 1), -1.0))
     d, d_of_s = log_s.new_zeros(len(log_s)), log_s.new_zeros(len(log_s))
     for cols in column_pieces(log_s):
         a, b = log_s[:, cols], log_t[:, cols]
@@ -121,30 +116,35 @@ def masked_distill_loss_chunked(
     if teacher is not None:
         teacher_head = Head.of(teacher.hidden, teacher.weight, teacher.bias, on_triton=on_triton, dtype=dtype)
 
-    def chunk_loss(logits: Logits, rows: slice, wanted: bool) -> tuple[Tensor, RawGrad]:
-        teacher_logits = None
+    def chunk_loss(logits: Logits, rows: slice, wanted: bool) -> tuple[Tensor, RawGrad | None]:
+        draw: RawGrad | None = None
+        weight_n, targets_n = token_weight[rows], targets[rows]
         if teacher is not None and teacher_head is not None:
             x = teacher_head.factor(teacher.hidden[rows])
             teacher_logits = teacher_head.logits(x, logit_map.select(rows))
-        d, draw = chunk_divergence(logits, teacher_logits, targets[rows], token_weight[rows], divergence)
-        return (token_weight[rows] * d).sum(), draw
+            d, draw = chunk_divergence(logits, teacher_logits, weight_n, divergence)
+        else:
+            softmax = logits.stats(targets_n)
+            d = -softmax.logprob
+            if wanted:
+                grad = SoftmaxGrad.from_upstream(d, g_logprob=-weight_n)
+                draw = logits.grad(grad, softmax.normaliser, targets_n)
+        return (weight_n * d).sum(), draw
 
     return TokenLoss.run(hidden, weight, bias, logit_map, targets if teacher is None else None, chunk_loss, on_triton)
 
 
 def chunk_divergence(
-    logits: Logits, teacher: Logits | None, targets: Tensor, row_weight: Tensor, divergence: Divergence
+    logits: Logits, teacher: Logits, row_weight: Tensor, divergence: Divergence
 ) -> tuple[Tensor, RawGrad]:
-    """(D [n], gradient of row_weight * D by the raw logits)."""
+    """(D [n], gradient of row_weight * D by the raw logits), for the divergences that read the teacher's whole rows."""
     if isinstance(logits, TorchLogits):
-        log_t = log_softmax_(teacher.z) if isinstance(teacher, TorchLogits) else None
-        d, dz = divergence_and_grad(log_softmax_(logits.z), log_t, targets, divergence)
+        assert isinstance(teacher, TorchLogits)  # both heads were made for one backend
+        d, dz = divergence_and_grad(log_softmax_(logits.z), log_softmax_(teacher.z), divergence)
         return d, logits.raw_grad(dz.mul_(row_weight[:, None]))
-    from .distill_loss_triton import divergence_triton, nll_triton  # here: triton is not everywhere
+    from .distill_loss_triton import divergence_triton  # here: triton is not everywhere
 
-    if teacher is None:
-        return nll_triton(logits, targets, row_weight)
-    assert not isinstance(teacher, TorchLogits)  # both heads were made for one backend
+    assert not isinstance(teacher, TorchLogits)
     return divergence_triton(logits, teacher, row_weight, divergence)
 
 

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .projection import RawGrad, SoftmaxGrad
-from .softmax_triton import LOG2_E, TritonLogits, mapped, store_gradient
+from .logit_map_triton import LOG2_E, mapped
+from .projection import RawGrad
+from .softmax_triton import TritonLogits, store_gradient
 
 BLOCK, WARPS = 2048, 8
 
@@ -40,7 +41,7 @@ def log_mean(log_s, log_t):
     return peak + tl.log(tl.exp2((log_s - peak) * LOG2_E) + tl.exp2((log_t - peak) * LOG2_E)) - 0.6931471805599453
 
 
-@triton.jit(do_not_specialize_on_alignment=["student_total_ptr", "teacher_total_ptr"])  # rows of a [4, n] of any n
+@triton.jit(do_not_specialize_on_alignment=["student_total_ptr", "teacher_total_ptr"])  # rows of a [5, n] of any n
 def divergence_kernel(
     student_ptr,  # [n, v]
     student_bias_ptr,  # [v]
@@ -138,10 +139,3 @@ def divergence_triton(
             SOFTCAP=student.softcap is not None, HAS_SCALE=scale is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return d, RawGrad(values=out, scale=scale)
-
-
-def nll_triton(logits: TritonLogits, targets: Tensor, row_weight: Tensor) -> tuple[Tensor, RawGrad]:
-    """(-log S(y) [n], gradient of row_weight * that by the raw logits)."""
-    softmax = logits.stats(targets)
-    grad = SoftmaxGrad.from_upstream(row_weight, g_logprob=-row_weight)
-    return -softmax.logprob, logits.grad(grad, softmax.normaliser, targets)

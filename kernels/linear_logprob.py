@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .checks import check_backend, check_projection, check_targets, check_temperature, kept_rows
 from .dispatch import use_triton
+from .exact_logits import dominated_rows, exact_logits, peak_columns, peak_error, put_
 from .first_order import first_order
 from .kept_logits import KeptLogits
 from .linear_logprob_graph import linear_logprob_graph
@@ -37,11 +38,9 @@ from .projection import (
     exp_,
     full_precision,
     merge,
-    put_,
     raw_logits,
     raw_logits_ref,
     softmax_stats_,
-    target_logits,
 )
 
 TOKEN_BLOCK = 2048
@@ -75,7 +74,7 @@ def shard_stats(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0,
     *, with_moment: bool = True, kept: KeptLogits | None = None,
 ) -> Tensor:  # fmt: skip
-    """`SoftmaxStats` [4, T] over the columns of `weight`, which are the token ids from `vocab_start` on.
+    """`SoftmaxStats` [5, T] over the columns of `weight`, which are the token ids from `vocab_start` on.
 
     `with_moment=False` may leave out what only the entropy needs. `kept` may get raw logits to hold.
     """
@@ -85,9 +84,10 @@ def shard_stats(
         return shard_stats_triton(hidden, weight, bias, targets, logit_map, vocab_start)
     dtype = compute_dtype(hidden, weight, bias)
     x = hidden.to(dtype)
-    stats = x.new_zeros(4, len(x))
+    stats = x.new_zeros(len(SoftmaxStats._fields), len(x))
     stats[0] = torch.finfo(dtype).min  # the peak of no columns; 0 would be wrong where all logits are negative
-    exact = target_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
+    exact = exact_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
+    peak_block = torch.zeros_like(targets)  # its first column
     for cols in blocks(len(weight), VOCAB_BLOCK):
         w, b = weight[cols].to(dtype), None if bias is None else bias[cols].to(dtype)
         for rows in blocks(len(x), TOKEN_BLOCK):
@@ -97,9 +97,14 @@ def shard_stats(
                 kept.put_raw(cols, rows, z)
             logit_map.select(rows).apply_(z)
             block = softmax_stats_(z, *where, with_moment=with_moment)
+            peak_block[rows] = torch.where(block.peak > stats[0, rows], cols.start, peak_block[rows])
             stats[:, rows] = torch.stack(merge(SoftmaxStats(*stats[:, rows]), block))
             if kept is not None:
                 kept.put_roots(cols, rows, z, block.peak)
+    whole = SoftmaxStats(*stats)
+    if len(found := dominated_rows(whole)):
+        columns = peak_columns(x[found], weight, bias, peak_block[found], VOCAB_BLOCK, TOKEN_BLOCK)
+        stats[-1] = peak_error(whole, found, columns, x, weight, bias, logit_map)
     return stats
 
 
@@ -125,7 +130,7 @@ def shard_gradients(
         return shard_gradients_triton(hidden, weight, bias, targets, logit_map, grad, normaliser, vocab_start, needs)
     need_x, need_w, need_b = needs
     x = hidden.to(normaliser.peak.dtype)
-    exact = target_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
+    exact = exact_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
     # dz is scale_t (p_tv - 1[v = y_t]) where the slope has one value a row: the scale then goes to [n, H] factors.
     scale = _row_scale(grad, logit_map) if grad.of_logprob_alone and logit_map.softcap is None else None
     x_scaled = x if scale is None else x * scale[:, None]

@@ -2,7 +2,8 @@
 
 Forward: each program multiplies one tile of [block_t, block_v] logits in registers and writes three numbers for each of
 its rows (peak, total, moment: see `SoftmaxStats`), without the target's logit, which a second kernel takes as a dot
-product of its own, in float64. A third merges the tiles of a row, in order, and the target. Splitting over the
+product of its own, in float64. A third merges the tiles of a row, in order, and the target. A fourth makes the peak
+exact where another token than the target dominates. Splitting over the
 vocabulary keeps every multiprocessor busy at any T, and since all sums have a fixed order, results repeat bit for bit.
 The partial results take 12 / block_v bytes a logit.
 
@@ -23,10 +24,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .dispatch import interpreting
+from .exact_logits_triton import PEAK_BLOCK_H, PEAK_WARPS, raw_slab, raw_target_logits, tile_peak_error_kernel
 from .gemm import add_mm_, factor_dtype, mm
-from .logit_tiles_triton import merge_tiles_kernel, target_logit_kernel, tile_stats_kernel, tile_stats_tma_kernel
-from .projection import LogitMap, Normaliser, SoftmaxGrad, blocks, put_
-from .softmax_triton import LOGIT_FLOOR, TritonLogits, inverse_temperature
+from .logit_map_triton import LOGIT_FLOOR, inverse_temperature
+from .logit_tiles_triton import merge_tiles_kernel, tile_stats_kernel, tile_stats_tma_kernel
+from .projection import LogitMap, Normaliser, SoftmaxGrad, SoftmaxStats, blocks
+from .softmax_triton import TritonLogits
 
 SLAB = 2**26
 """Logits in one slab of the backward pass: 256 MiB in float32, whose place dz takes. 8192 columns at T = 8192."""
@@ -64,9 +67,9 @@ INTERPRETED = Launch(block_t=32, block_v=64, block_h=32, warps=4, stages=2)
 def shard_stats_triton(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0
 ) -> Tensor:
-    """`SoftmaxStats` [4, T] over the columns of `weight`, which are the token ids from `vocab_start` on."""
+    """`SoftmaxStats` [5, T] over the columns of `weight`, which are the token ids from `vocab_start` on."""
     T, V = len(hidden), len(weight)
-    stats = torch.zeros(4, T, dtype=torch.float32, device=hidden.device)
+    stats = torch.zeros(len(SoftmaxStats._fields), T, dtype=torch.float32, device=hidden.device)
     if T == 0 or V == 0:
         stats[0] = LOGIT_FLOOR.value  # of no columns
         return stats
@@ -87,29 +90,12 @@ def shard_stats_triton(
                 partial, raw[rows], any_bias, y, inverse[rows], stats[:, rows], n, V, tiles_v, vocab_start, T, softcap,
                 BLOCK_T=32, TILES=32, num_warps=4, **head,
             )  # fmt: skip
-    return stats
-
-
-def raw_target_logits(x: Tensor, weight: Tensor, targets: Tensor, vocab_start: int = 0) -> Tensor:
-    """Raw logits of targets i64[n] without their bias, f32 [n]; 0 where one lies in another shard."""
-    n = len(x)
-    out = torch.empty(n, dtype=torch.float32, device=x.device)
-    if n:
-        with torch.cuda.device_of(x):
-            target_logit_kernel[(triton.cdiv(n, 16),)](
-                x, weight, targets.contiguous(), out, n, len(weight), x.shape[1], vocab_start, *x.stride(),
-                *weight.stride(), BLOCK_T=16, BLOCK_H=128, num_warps=4,
+            tile_peak_error_kernel[(n,)](
+                partial, x, weight, any_bias, y, inverse[rows], stats[:, rows], n, V, x.shape[1], tiles_v, vocab_start,
+                T, *x.stride(), *weight.stride(), softcap, BLOCK_V=launch.block_v, BLOCK_H=PEAK_BLOCK_H,
+                num_warps=PEAK_WARPS, **head,
             )  # fmt: skip
-    return out
-
-
-def raw_slab(x: Tensor, w: Tensor, columns: Tensor, exact: Tensor) -> Tensor:
-    """Raw logits [n, v] in float32 by the library's GEMM, but exact[n] in columns i64[n], where these are in [0, v)."""
-    raw = mm(x, w.t())
-    if not raw.numel():
-        return raw
-    inside = (columns >= 0) & (columns < len(w))
-    return put_(raw, torch.where(inside, columns, 0), inside, exact)
+    return stats
 
 
 def choose_launch(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Launch:

@@ -6,7 +6,7 @@ Legend: T tokens, H hidden, V vocabulary.
 import triton
 import triton.language as tl
 
-from .softmax_triton import LOG2_E, LOGIT_FLOOR, mapped
+from .logit_map_triton import LOG2_E, LOGIT_FLOOR, mapped
 
 
 @triton.jit
@@ -169,45 +169,14 @@ def tile_stats_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["T"])
-def target_logit_kernel(
-    hidden_ptr,  # [T, H]
-    weight_ptr,  # [V, H]
-    target_ptr,  # i64 [T], token ids
-    out_ptr,  # f32 [T]
-    T,
-    V,
-    H,
-    vocab_start,
-    hidden_stride,
-    hidden_step,
-    weight_stride,
-    weight_step,
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """Raw logit of the target without its bias, summed in float64; 0 where it is in another rank's shard."""
-    row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    y = tl.load(target_ptr + row, row < T, -1) - vocab_start
-    inside = (row < T) & (y >= 0) & (y < V)
-    raw = tl.zeros((BLOCK_T,), tl.float64)
-    for start in range(0, H, BLOCK_H):
-        h = (start + tl.arange(0, BLOCK_H)).to(tl.int64)  # of a transposed matrix a step is T or V elements
-        mask = inside[:, None] & (h < H)[None, :]
-        x = tl.load(hidden_ptr + row.to(tl.int64)[:, None] * hidden_stride + h[None, :] * hidden_step, mask, 0.0)
-        w = tl.load(weight_ptr + y[:, None] * weight_stride + h[None, :] * weight_step, mask, 0.0)
-        raw += tl.sum(x.to(tl.float64) * w.to(tl.float64), 1)
-    tl.store(out_ptr + row, raw.to(tl.float32), row < T)
-
-
 @triton.jit(do_not_specialize=["T", "stats_stride"])
 def merge_tiles_kernel(
     partial_ptr,  # f32 [num_tiles, 3, T]
-    raw_ptr,  # f32 [T], see target_logit_kernel
+    raw_ptr,  # f32 [T], exact: see exact_logits_triton.py
     bias_ptr,  # [V]
     target_ptr,  # i64 [T], token ids
     inverse_ptr,  # f32 [T]
-    stats_ptr,  # f32 [4, T], rows `stats_stride` apart
+    stats_ptr,  # f32 [5, T], rows `stats_stride` apart; the fifth stays
     T,
     V,
     num_tiles,

@@ -147,23 +147,6 @@ def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return raw if b is None else raw.clamp_(min=LOGIT_FLOOR)
 
 
-def target_logits(x: Tensor, w: Tensor, b: Tensor | None, column: Tensor) -> Tensor:
-    """Raw logit of one column i64[n] a row, summed in float64; [n] in the dtype of x[n, H]; w[V, H], b[V].
-
-    A product in float32 is off by 7e-5 where logits are near 120 (H 576), and nowhere does that show but at the target.
-    """
-    out = x.new_empty(len(x))
-    for rows in blocks(len(x), max(1, CACHED_LOGITS // 8 // max(1, x.shape[1]))):  # 1 MiB in float64
-        out[rows] = (x[rows].double() * w[column[rows]]).sum(1)
-    return out if b is None else (out + b[column].to(out.dtype)).clamp_(min=LOGIT_FLOOR)
-
-
-def put_(raw: Tensor, column: Tensor, inside: Tensor, value: Tensor) -> Tensor:
-    """raw[n, v] with value[n] in the column i64[n] of each row, where inside bool[n]."""
-    column = column[:, None]
-    return raw.scatter_(1, column, torch.where(inside[:, None], value[:, None], raw.gather(1, column)))
-
-
 def log_softmax_(z: Tensor) -> Tensor:
     """log softmax over the columns of z[n, V], in place."""
     z.sub_(z.amax(1, keepdim=True))
@@ -204,21 +187,29 @@ class SoftmaxStats(NamedTuple):
     """[n] sum_v exp(z - peak) (z - peak)"""
     target: Tensor
     """[n] z at the target; 0 where the target is in another block"""
+    error: Tensor
+    """[n] what z at the peak is more than `peak`, a product's result; 0 where nobody looked (see exact_logits.py)"""
+
+    @property
+    def exact_total(self) -> Tensor:
+        return self.total + self.error.expm1()
 
     @property
     def logprob(self) -> Tensor:
-        return self.target - self.peak - self.total.log()
+        return self.target - self.peak - self.exact_total.log()
 
     @property
     def entropy(self) -> Tensor:
-        return self.total.log() - self.moment / self.total
+        total = self.exact_total
+        return total.log() - (self.moment + self.error.exp() * self.error) / total
 
     @property
     def lse(self) -> Tensor:
-        return self.peak + self.total.log()
+        return self.peak + self.exact_total.log()
 
     @property
     def normaliser(self) -> Normaliser:
+        """Without the error: of the logits as a backward pass makes them again, so that their p add up to 1."""
         return Normaliser(self.peak, self.total)
 
 
@@ -229,16 +220,15 @@ def softmax_stats_(z: Tensor, column: Tensor, inside: Tensor, *, with_moment: bo
     """
     target = torch.where(inside, z.gather(1, column[:, None]).squeeze(1), 0)
     peak = z.amax(1)
-    if not with_moment:
-        total = exp_(z.sub_(peak[:, None])).sum(1)
-        return SoftmaxStats(peak=peak, total=total, moment=torch.zeros_like(total), target=target)
     z.sub_(peak[:, None])
-    total, moment = torch.zeros_like(peak), torch.zeros_like(peak)
+    total, moment, error = torch.zeros(3, len(z), dtype=z.dtype, device=z.device)
+    if not with_moment:
+        return SoftmaxStats(peak=peak, total=exp_(z).sum(1), moment=moment, target=target, error=error)
     for cols in column_pieces(z):
         weight = exp(z[:, cols])
         total += weight.sum(1)
         moment += weight.mul_(z[:, cols]).sum(1)
-    return SoftmaxStats(peak=peak, total=total, moment=moment, target=target)
+    return SoftmaxStats(peak=peak, total=total, moment=moment, target=target, error=error)
 
 
 def merge(a: SoftmaxStats, b: SoftmaxStats) -> SoftmaxStats:
@@ -251,7 +241,10 @@ def merge(a: SoftmaxStats, b: SoftmaxStats) -> SoftmaxStats:
         total = scale * s.total  # times a drop to the floor: 0, where total * drop could be infinite
         parts.append((total, scale * s.moment + total * drop))
     (total_a, moment_a), (total_b, moment_b) = parts
-    return SoftmaxStats(peak=peak, total=total_a + total_b, moment=moment_a + moment_b, target=a.target + b.target)
+    return SoftmaxStats(
+        peak=peak, total=total_a + total_b, moment=moment_a + moment_b, target=a.target + b.target,
+        error=torch.where(a.peak >= b.peak, a.error, b.error),
+    )  # fmt: skip
 
 
 class SoftmaxGrad(NamedTuple):

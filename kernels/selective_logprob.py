@@ -105,7 +105,8 @@ def matrices(logits: Tensor) -> Iterator[Tensor]:
 
 def triton_logits(logits: Tensor, logit_map: LogitMap, place: Tensor | None = None) -> "TritonLogits":
     """logits [n, V] as the row kernels take them: rows of adjacent elements. `place` is for their gradient."""
-    from .softmax_triton import TritonLogits, inverse_temperature  # here: triton is not everywhere
+    from .logit_map_triton import inverse_temperature  # here: triton is not everywhere
+    from .softmax_triton import TritonLogits
 
     raw = logits if logits.stride(1) == 1 else logits.contiguous()
     inverse = inverse_temperature(logit_map, logits)

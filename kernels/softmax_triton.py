@@ -17,10 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .projection import LogitMap, Normaliser, RawGrad, SoftmaxGrad, SoftmaxStats
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-LOGIT_FLOOR = tl.constexpr(-1e30)
+from .exact_logits_triton import ROW_BLOCK_H, row_peak_error_kernel
+from .logit_map_triton import LOG2_E, LOGIT_FLOOR, mapped
+from .projection import Normaliser, RawGrad, SoftmaxGrad, SoftmaxStats
 
 STATS_BLOCK, STATS_WARPS = 4096, 8
 GRAD_BLOCK, GRAD_WARPS = 2048, 8
@@ -29,16 +28,6 @@ GRAD_BLOCK, GRAD_WARPS = 2048, 8
 FP16_PEAK = 2.0**14
 """What the largest dz of a float16 gradient is scaled to. Unscaled, dz below 6e-8 would be 0: with 1e5 tokens in the
 denominator, all of it."""
-
-
-@triton.jit
-def mapped(raw, softcap, inverse_temperature, SOFTCAP: tl.constexpr):
-    """z from raw logits. NaN stays NaN: tl.maximum in place of tl.where would swallow it."""
-    z = tl.where(raw < LOGIT_FLOOR, LOGIT_FLOOR, raw)  # a bias of -inf must not meet 0 * inf
-    if SOFTCAP:
-        capped = softcap - 2 * softcap / (1 + tl.exp2(z * (2 * LOG2_E / softcap)))  # softcap * tanh(z / softcap)
-        z = tl.where(z > LOGIT_FLOOR, capped, z)
-    return z * inverse_temperature
 
 
 @triton.jit
@@ -61,7 +50,7 @@ def row_stats_kernel(
     bias_ptr,  # [v]
     target_ptr,  # i64 [n]
     inverse_ptr,  # f32 [n], 1 / temperature
-    stats_ptr,  # f32 [4, n]
+    stats_ptr,  # f32 [5, n], of which four are written
     n,
     v,
     stride,
@@ -104,7 +93,7 @@ def row_stats_kernel(
     tl.store(stats_ptr + 3 * n + row, tl.where(inside, z_y, 0.0))
 
 
-@triton.jit(do_not_specialize_on_alignment=["peak_ptr", "total_ptr"])  # rows of a [4, n] of any n
+@triton.jit(do_not_specialize_on_alignment=["peak_ptr", "total_ptr"])  # rows of a [5, n] of any n
 def logit_grad_kernel(
     raw_ptr,  # [n, v]
     bias_ptr,  # [v]
@@ -173,19 +162,29 @@ class TritonLogits:
     """The gradient may take the place of `raw`, which then is contiguous and float32."""
     place: Tensor | None = None
     """[n, v], else: where the gradient goes"""
+    factors: tuple[Tensor, Tensor] | None = None
+    """x[n, H] and weight[v, H] that `raw` is the product of, if `stats` is to look for the error of its peaks"""
 
     def stats(self, targets: Tensor) -> SoftmaxStats:
         """`SoftmaxStats` over these columns; `targets` i64 [n] are columns, outside [0, v) where in another block."""
         n, v = self.raw.shape
-        out = torch.empty(4, n, dtype=torch.float32, device=self.raw.device)
+        out = torch.zeros(len(SoftmaxStats._fields), n, dtype=torch.float32, device=self.raw.device)
         if n == 0:
             return SoftmaxStats(*out)
+        bias, softcap = self.bias_or_any(), self.softcap or 1.0
+        head = {"HAS_BIAS": self.bias is not None, "SOFTCAP": self.softcap is not None}
         with torch.cuda.device_of(self.raw):
             row_stats_kernel[(n,)](
-                self.raw, self.bias_or_any(), targets.contiguous(), self.inverse_temperature, out, n, v,
-                self.raw.stride(0), self.softcap or 1.0, HAS_BIAS=self.bias is not None,
-                SOFTCAP=self.softcap is not None, BLOCK=STATS_BLOCK, num_warps=STATS_WARPS,
+                self.raw, bias, targets.contiguous(), self.inverse_temperature, out, n, v, self.raw.stride(0), softcap,
+                BLOCK=STATS_BLOCK, num_warps=STATS_WARPS, **head,
             )  # fmt: skip
+            if self.factors is not None:
+                x, weight = self.factors
+                row_peak_error_kernel[(n,)](
+                    self.raw, x, weight, bias, self.inverse_temperature, out, n, v, x.shape[1], self.raw.stride(0),
+                    *x.stride(), *weight.stride(), softcap, BLOCK=STATS_BLOCK, BLOCK_H=ROW_BLOCK_H,
+                    num_warps=STATS_WARPS, **head,
+                )  # fmt: skip
         return SoftmaxStats(*out)
 
     def grad(self, grad: SoftmaxGrad, normaliser: Normaliser, targets: Tensor) -> RawGrad:
@@ -227,9 +226,3 @@ class TritonLogits:
     def bias_or_any(self) -> Tensor:
         """A pointer is needed even where none is read."""
         return self.raw if self.bias is None else self.bias.contiguous()
-
-
-def inverse_temperature(logit_map: LogitMap, like: Tensor) -> Tensor:
-    """1 / temperature, f32 [T], for the T rows of `like`: a tensor, so that a new temperature compiles nothing."""
-    temperature = torch.as_tensor(logit_map.temperature, dtype=torch.float32, device=like.device).detach()
-    return temperature.reciprocal().expand(len(like)).contiguous()

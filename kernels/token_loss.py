@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 from torch import Tensor
 
+from .exact_logits import dominated_rows, exact_logits, peak_error, put_
 from .first_order import first_order
 from .gemm import add_mm_, factor_dtype, mm
 from .projection import (
@@ -25,10 +26,8 @@ from .projection import (
     blocks,
     compute_dtype,
     full_precision,
-    put_,
     raw_logits,
     softmax_stats_,
-    target_logits,
 )
 
 if TYPE_CHECKING:
@@ -53,10 +52,15 @@ class TorchLogits:
 
     z: Tensor
     slope: Tensor | None
+    factors: tuple[Tensor, Tensor, Tensor | None, LogitMap]
+    """What z was made of: x[n, H], weight[V, H], bias[V], and the map of these rows."""
 
     def stats(self, targets: Tensor) -> SoftmaxStats:
         """`SoftmaxStats` [n]; every target is in the vocabulary."""
-        return softmax_stats_(self.z, targets, targets >= 0)
+        stats = softmax_stats_(self.z, targets, targets >= 0)
+        if len(rows := dominated_rows(stats)):
+            stats = stats._replace(error=peak_error(stats, rows, self.z[rows].argmax(1), *self.factors))
+        return stats
 
     def grad(self, grad: SoftmaxGrad, normaliser: Normaliser, targets: Tensor) -> RawGrad:
         """dLoss/draw, after `stats`, which has taken the peak away."""
@@ -96,22 +100,24 @@ class Head:
     def logits(self, x: Tensor, logit_map: LogitMap, targets: Tensor | None = None) -> Logits:
         """Of x[n, H], which `factor` returned; the logit of `targets` i64[n], if given, is exact."""
         if self.on_triton:
-            from .linear_logprob_triton import raw_slab, raw_target_logits  # here: triton is not everywhere
-            from .softmax_triton import TritonLogits, inverse_temperature
+            from .exact_logits_triton import raw_slab, raw_target_logits  # here: triton is not everywhere
+            from .logit_map_triton import inverse_temperature
+            from .softmax_triton import TritonLogits
 
             if targets is None:
                 raw = mm(x, self.weight.t())
             else:
                 raw = raw_slab(x, self.weight, targets, raw_target_logits(x, self.weight, targets))
             return TritonLogits(
-                raw=raw, bias=self.bias, softcap=logit_map.softcap, dtype=x.dtype,
-                inverse_temperature=inverse_temperature(logit_map, x), spendable=True,
+                raw=raw, bias=self.bias, softcap=logit_map.softcap, dtype=x.dtype, spendable=True,
+                inverse_temperature=inverse_temperature(logit_map, x),
+                factors=None if targets is None else (x, self.weight),
             )  # fmt: skip
         z = raw_logits(x, self.weight, self.bias)
         if targets is not None:
-            put_(z, targets, targets >= 0, target_logits(x, self.weight, self.bias, targets))
+            put_(z, targets, targets >= 0, exact_logits(x, self.weight, self.bias, targets))
         slope = logit_map.apply_(z)
-        return TorchLogits(z=z, slope=slope)
+        return TorchLogits(z=z, slope=slope, factors=(x, self.weight, self.bias, logit_map))
 
     def chunk_rows(self) -> int:
         if self.on_triton:

@@ -11,7 +11,14 @@ from test_distill_loss import DIVERGENCES
 from test_linear_logprob import make
 from torch import Tensor
 
-from siri.kernels import checks, linear_logprob, linear_policy_loss, masked_distill_loss, selective_logprob
+from siri.kernels import (
+    checks,
+    exact_logits,
+    linear_logprob,
+    linear_policy_loss,
+    masked_distill_loss,
+    selective_logprob,
+)
 
 ONES = torch.ones(30)
 OPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -118,7 +125,8 @@ def test_sliced_logits_are_not_copied(shape: tuple[int, ...]) -> None:
 
 def while_capturing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes that depend on values would be an error on a GPU; here it is a call that must not be made."""
-    monkeypatch.setattr(checks, "capturing", lambda _: True)
+    for module in (checks, exact_logits):
+        monkeypatch.setattr(module, "capturing", lambda _: True)
     for name in ("nonzero", "item", "tolist", "__bool__"):
         monkeypatch.setattr(Tensor, name, lambda *_: pytest.fail("waits for the device"))
 
@@ -176,7 +184,8 @@ def test_losses_in_a_captured_graph(loss: Any, monkeypatch: pytest.MonkeyPatch) 
     expected = once()
     assert expected[0].isfinite()
     with monkeypatch.context() as patch:
-        patch.setattr(checks, "capturing", lambda _: True)
+        for module in (checks, exact_logits):
+            patch.setattr(module, "capturing", lambda _: True)
         patch.setattr(Tensor, "nonzero", lambda *_: pytest.fail("the shape would depend on values"))
         found = once()
     for got, true in zip(found, expected, strict=True):

@@ -189,11 +189,13 @@ def test_gradient_of_one_input_in_a_thread(chosen: int) -> None:
 
 
 def test_another_number_of_tokens_compiles_nothing() -> None:
+    from siri.kernels import exact_logits_triton as exact
     from siri.kernels import linear_logprob_triton as linear
     from siri.kernels import softmax_triton as rows
 
     kernels = [
-        linear.tile_stats_tma_kernel, linear.tile_stats_kernel, linear.target_logit_kernel, linear.merge_tiles_kernel,
+        linear.tile_stats_tma_kernel, linear.tile_stats_kernel, exact.target_logit_kernel, linear.merge_tiles_kernel,
+        exact.tile_peak_error_kernel,
         rows.logit_grad_kernel,
     ]  # fmt: skip
 

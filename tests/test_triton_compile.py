@@ -12,6 +12,7 @@ import triton.language as tl
 from compiled import SHARED_LIMIT, Compiled, compiled
 
 from siri.kernels import distill_loss_triton as distill
+from siri.kernels import exact_logits_triton as exact
 from siri.kernels import gigpo_advantage_triton as gigpo
 from siri.kernels import linear_logprob_triton as linear
 from siri.kernels import softmax_triton as rows
@@ -116,8 +117,12 @@ def test_pointer_kernel(target: int, launch: linear.Launch, kinds: tuple[str, st
 GRAD = {"HAS_P_LOGP": True, "HAS_SCALE": True, "BLOCK": rows.GRAD_BLOCK}
 TEACHER = {"STUDENT_BIAS": True, "TEACHER_BIAS": True, "SOFTCAP": True, "HAS_SCALE": True, "BLOCK": distill.BLOCK}
 WALK, ROWS = {"BLOCK": gigpo.WALK_BLOCK, "LOG_STEPS": gigpo.WALK_LOG_STEPS}, {"BLOCK": gigpo.ROWS_BLOCK}
+DOT = {**STEPS, "BLOCK_H": exact.PEAK_BLOCK_H}
 ROW_KERNELS: list[tuple[Any, dict[str, Any], int, dict[str, str]]] = [
-    (linear.target_logit_kernel, {**STEPS, "BLOCK_T": 16, "BLOCK_H": 128}, 4, {}),
+    (exact.target_logit_kernel, {**STEPS, "BLOCK_T": 16, "BLOCK_H": 128}, 4, {}),
+    *((exact.tile_peak_error_kernel, {**DOT, **HEAD, "BLOCK_V": width}, exact.PEAK_WARPS, {}) for width in (128, 256)),
+    (exact.row_peak_error_kernel, {**STEPS, **HEAD, "BLOCK": rows.STATS_BLOCK, "BLOCK_H": exact.ROW_BLOCK_H},
+     rows.STATS_WARPS, {}),
     (linear.merge_tiles_kernel, {**HEAD, "BLOCK_T": 32, "TILES": 32}, 4, {}),
     *((rows.row_stats_kernel, {**HEAD, "BLOCK": rows.STATS_BLOCK}, rows.STATS_WARPS, {"raw_ptr": raw})
       for raw in ("*fp32", "*bf16", "*fp16")),
