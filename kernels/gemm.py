@@ -30,16 +30,14 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a.float(), b.float())
 
 
-def add_mm_(total: Tensor | None, a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
+def add_mm_(total: Tensor, a: Tensor, b: Tensor, scale: Tensor | None = None, *, begun: bool = True) -> Tensor:
     """total[m, n] += scale * a[m, k] @ b[k, n], in place; `total` as `mm` returns it, `scale` 0-dim, None for 1.
 
-    None for `total` stands for zeros, which are then neither written nor read.
+    Not `begun`: `total` is not read, whatever it holds.
     """
-    if scale is not None or total is None:
-        product = mm(a, b) if scale is None else mm(a, b).mul_(scale)
-        return product if total is None else total.add_(product)
-    if a.dtype not in HALF:
-        return total.addmm_(a, b)
-    if a.is_cuda:
-        return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    return total.addmm_(a.float(), b.float())
+    if scale is not None:
+        product = mm(a, b).mul_(scale)
+        return total.add_(product) if begun else total.copy_(product)
+    if a.dtype in HALF and a.is_cuda:
+        return torch.addmm(total, a, b, out_dtype=torch.float32, beta=int(begun), out=total)
+    return total.addmm_(a.to(total.dtype), b.to(total.dtype), beta=int(begun))

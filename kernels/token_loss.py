@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .exact_logits import dominated_rows, exact_logits, peak_error, put_
 from .first_order import first_order
-from .gemm import add_mm_, factor_dtype, mm
+from .gemm import factor_dtype, mm
 from .projection import (
     LogitMap,
     Normaliser,
@@ -29,6 +29,7 @@ from .projection import (
     raw_logits,
     softmax_stats_,
 )
+from .weight_gradient import WeightGradient
 
 if TYPE_CHECKING:
     from .softmax_triton import TritonLogits
@@ -159,7 +160,7 @@ class TokenLoss(torch.autograd.Function):
         dtype = compute_dtype(hidden, weight, bias)
         head = Head.of(hidden, weight, bias, on_triton=on_triton, dtype=dtype)
         dx = torch.empty_like(hidden, dtype=kept_dtype(hidden)) if need_x else None
-        dw: Tensor | None = None
+        dw = WeightGradient(weight, dtype=kept_dtype(weight), sum_dtype=dtype) if need_w else None
         db = torch.zeros_like(bias, dtype=dtype) if need_b and bias is not None else None
         loss = hidden.new_zeros((), dtype=dtype)
         with full_precision(hidden.device):
@@ -174,17 +175,15 @@ class TokenLoss(torch.autograd.Function):
                 if dx is not None:
                     dx_rows = mm(draw, head.weight)
                     dx[rows] = dx_rows if scale is None else dx_rows.mul_(scale)
-                if need_w:
-                    dw = add_mm_(dw, draw.t(), x, scale)
+                if dw is not None:
+                    dw.add_(draw, x, scale)
                 if db is not None:
                     db_chunk = draw.sum(0, dtype=dtype)
                     db += db_chunk if scale is None else db_chunk.mul_(scale)
                 del logits, grad, draw  # else they live on beside the next chunk's
-        if need_w and dw is None:  # no rows
-            dw = torch.zeros_like(weight, dtype=dtype)
         ctx.save_for_backward(
             dx,
-            None if dw is None else dw.to(kept_dtype(weight)),
+            None if dw is None else dw.rounded(),
             None if db is None or bias is None else db.to(kept_dtype(bias)),
         )
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
