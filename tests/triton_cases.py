@@ -16,7 +16,9 @@ from siri.kernels import (
     distill_loss,
     distill_loss_triton,
     linear_logprob,
+    linear_policy_loss,
     masked_distill_loss,
+    projection,
     selective_logprob,
     softmax_triton,
 )
@@ -206,6 +208,26 @@ def test_gradients_take_the_place_of_logits(
     tolerance = 2e-3 if dtype == torch.float16 else 2e-6
     for got, expected in zip(gradients_in(dtype), gradients_in(torch.float64), strict=True):
         assert relative_error(got, expected) <= tolerance
+
+
+@pytest.mark.parametrize("head", [{}, {"softcap": 200.0, "temperature": 0.9}], ids=["plain", "softcap"])
+def test_a_dominating_peak_is_found_wherever_it_is(head: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """141 tiles of the fused pass, 128 of which are looked at together, and many blocks of a row in memory."""
+    monkeypatch.setattr(softmax_triton, "STATS_BLOCK", 2048)
+    x, w, y = make(6, 24, 9001)
+    columns = torch.tensor([0, 63, 64, 8191, 8192, 9000])
+    w[columns] = x * (150 / x.square().sum(1, keepdim=True))
+    y[:] = 5000
+    logit_map = projection.LogitMap(temperature=head.get("temperature", 1.0), softcap=head.get("softcap"))
+    stats = projection.SoftmaxStats(*module.shard_stats_triton(x, w, None, y, logit_map))
+    z = logit_map.ref((x.double() * w.double()[columns]).sum(1)[:, None]).squeeze(1)
+    rounding = 2e-5 if "softcap" in head else 1e-6  # a cap is applied in float32, like the target's
+    assert (stats.peak + stats.error.double() - z).abs().max() <= rounding
+    assert (stats.error != 0).sum() >= 4
+    _, policy = linear_policy_loss(x, w, y, torch.ones(6), None, denominator=6, **head)
+    truth = naive(x, w, y, **head)[0]
+    for logprob in (stats.logprob, policy["logprob"]):
+        assert (logprob - truth).abs().max() <= 2e-5
 
 
 def test_logits_of_somebody_else_are_left_alone() -> None:
