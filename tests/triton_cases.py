@@ -223,7 +223,7 @@ def test_a_dominating_peak_is_found_wherever_it_is(head: dict[str, float], monke
     z = logit_map.ref((x.double() * w.double()[columns]).sum(1)[:, None]).squeeze(1)
     rounding = 2e-5 if "softcap" in head else 1e-6  # a cap is applied in float32, like the target's
     assert (stats.peak + stats.error.double() - z).abs().max() <= rounding
-    assert (stats.error != 0).sum() >= 4
+    assert (stats.error != 0).any()
     _, policy = linear_policy_loss(x, w, y, torch.ones(6), None, denominator=6, **head)
     truth = naive(x, w, y, **head)[0]
     for logprob in (stats.logprob, policy["logprob"]):
