@@ -27,9 +27,9 @@ LOGIT_FLOOR = -1e30
 """Stands in for -inf: a bias of -inf (a masked vocabulary entry) must not meet `0 * inf`. exp() of it is 0."""
 
 PRODUCT_WIDTH = 192
-"""On a CPU, so many columns of the hidden states are multiplied at a time. A product is as wrong as its longest chain of
-additions: with an offset of 120, entropies are off by 2.0e-5 where MKL takes all columns, by 1.2e-5 with these and by
-6e-6 with 64. These cost nothing that could be measured, 64 columns a quarter of the product (Xeon; Zen 4: 3%)."""
+"""On a CPU, so many columns of the hidden states are multiplied at a time. A product is as wrong as its longest chain
+of additions: with an offset of 120, entropies are off by 2.0e-5 where MKL takes all columns, by 1.2e-5 with these and
+by 6e-6 with 64. These cost nothing that could be measured, 64 a quarter of the product (Xeon; Zen 4: 3%)."""
 
 CACHED_LOGITS = 1 << 20
 """Logits that are worked on at a time, so that they stay in cache, and so that temporaries are small: 4 MiB in float32.
