@@ -95,6 +95,24 @@ def test_common_offset(offset: float) -> None:
         assert (value - truth).abs().max() <= 2e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [576, 3584])
+def test_rows_that_another_token_dominates(width: int, dtype: torch.dtype) -> None:
+    """Fused, and with logits in memory. `test_logprob_exactness.py` has the same for the CPU."""
+    x, w, y = make(130, width, 50257)
+    peaks = torch.arange(130, device="cuda") * 386
+    size = torch.linspace(20, 150, 130, device="cuda")[:, None]
+    w[peaks] = (x.float() * (size / x.float().square().sum(1, keepdim=True))).to(w.dtype)
+    y[torch.isin(y, peaks)] = 7
+    x, w = x.to(dtype), w.to(dtype)
+    truth, true_entropy, _ = naive(x, w, y)
+    logprob, entropy = linear_logprob(x, w, y, return_entropy=True)
+    _, stats = linear_policy_loss(x, w, y, torch.ones(130, device="cuda"), None, denominator=130)
+    assert (logprob - truth).abs().max() <= 2e-5
+    assert (stats["logprob"] - truth).abs().max() <= 2e-5
+    assert (entropy - true_entropy).abs().max() <= 2e-5
+
+
 def test_gradients_of_rows_that_are_almost_certain() -> None:
     """See the test of this name for the CPU; here beside bfloat16 eager, too."""
     x, w, _ = make(130, 576, 50257)
