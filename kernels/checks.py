@@ -5,7 +5,9 @@ While a CUDA graph is captured nobody can wait for the device: what depends on v
 Legend: T tokens, H hidden, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -14,40 +16,75 @@ from .dispatch import capturing
 
 
 def check_projection(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, *, prefix: str = "", **per_token: Tensor | float | None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, per_token: Mapping[str, Tensor | float], *, prefix: str = ""
 ) -> None:
     """Shapes, once, at the door. `per_token` are the arguments that hold one value a token; `prefix` names a teacher's.
 
     Raises ValueError naming the argument, its shape and the rule.
     """
-    check_whole(**{f"{prefix}hidden": hidden, f"{prefix}weight": weight, f"{prefix}bias": bias})
+    factors = {f"{prefix}hidden": hidden, f"{prefix}weight": weight}
+    factors |= {} if bias is None else {f"{prefix}bias": bias}
+    # `LogitMap` sees to a temperature that is a number.
+    vectors = {k: v for k, v in per_token.items() if k != "temperature" or isinstance(v, Tensor)}
+    check_tensors(**factors, **vectors)
+    for name, tensor in factors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} has dtype {tensor.dtype}; it must be floating-point")
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        remedy = ""
+        if hidden.ndim > 2:
+            remedy = (
+                f"; flatten the tokens: {prefix}hidden.flatten(0, {hidden.ndim - 2}), and all that has a value a token"
+            )
+        elif weight.ndim == 2 and hidden.ndim == 2 and hidden.shape[1] == weight.shape[0]:
+            remedy = f"; {prefix}weight seems to be transposed"
         raise ValueError(
             f"{prefix}hidden {tuple(hidden.shape)} and {prefix}weight {tuple(weight.shape)} must be [T, H] and [V, H] "
-            "with one H"
+            f"with one H{remedy}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{prefix}bias {tuple(bias.shape)} must be [V] = [{weight.shape[0]}]")
-    for name, value in per_token.items():
-        number = name == "temperature" and isinstance(value, Tensor) and value.ndim == 0
-        if isinstance(value, Tensor) and not number and value.shape != hidden.shape[:1]:
+    for name, value in vectors.items():
+        assert isinstance(value, Tensor)
+        number = name == "temperature" and value.ndim == 0
+        if not number and value.shape != hidden.shape[:1]:
             raise ValueError(f"{name} {tuple(value.shape)} must be [T] = [{hidden.shape[0]}]")
 
 
-def check_whole(**tensors: Tensor | None) -> None:
-    """Raises ValueError for a DTensor: it has no memory of its own, and a kernel on a GPU would be given address 0."""
-    for name, tensor in tensors.items():
-        if hasattr(tensor, "full_tensor"):
+def check_tensors(**tensors: object) -> None:
+    """Raises ValueError unless all are tensors on the device of the first (a 0-dim one may lie on the CPU), and whole.
+
+    A DTensor has no memory of its own: a kernel on a GPU would be given address 0.
+    """
+    device: torch.device | None = None
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+            remedy = f"pass {name}.weight" if isinstance(value, torch.nn.Module) else f"pass torch.as_tensor({name})"
+            raise ValueError(f"{name} is a {kind}; it must be a tensor" + ("" if value is None else f": {remedy}"))
+        if hasattr(value, "full_tensor"):
             raise ValueError(
                 f"{name} is a DTensor; pass {name}.full_tensor(), through which gradients flow back to the shards, or "
                 "for a shard of the vocabulary its to_local() with tp_group"
             )
+        device = device or value.device
+        if value.device != device and not (value.ndim == 0 and value.device.type == "cpu"):
+            first = next(iter(tensors))
+            raise ValueError(f"{name} is on {value.device}, {first} on {device}; pass {name}.to({first}.device)")
 
 
-def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None) -> Tensor:
+def check_number(name: str, value: object, rule: str = "a number") -> None:
+    """Raises ValueError unless `value` is a number; `rule` says what else it must be."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} = {value!r} must be {rule}")
+
+
+def check_targets(
+    targets: Tensor, vocabulary: int, ignore_index: int | None, token_weight: Tensor | None = None
+) -> Tensor:
     """`targets` in i64: in a narrower dtype -100 and the size of the vocabulary can be other numbers.
 
-    Raises ValueError naming the first target that is neither a token id nor `ignore_index`, with its index.
+    Raises ValueError naming the first target, of weight other than 0, that is neither a token id nor `ignore_index`.
     """
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(f"targets have dtype {targets.dtype}; token ids must be integers")
@@ -57,11 +94,15 @@ def check_targets(targets: Tensor, vocabulary: int, ignore_index: int | None) ->
     bad = (targets < 0) | (targets >= vocabulary)
     if ignore_index is not None:
         bad &= targets != ignore_index
+    if token_weight is not None:
+        bad &= token_weight != 0
     if bad.any():
         index = tuple(bad.nonzero()[0].tolist())
         where = ", ".join(map(str, index))
         unless = "" if ignore_index is None else f" and is not ignore_index ({ignore_index})"
-        remedy = "mark tokens to skip with ignore_index" if ignore_index is not None else "leave such tokens out"
+        remedy = "mark tokens to skip with ignore_index"
+        if ignore_index is None:
+            remedy = "clamp such ids and mask the result, or call linear_logprob, which skips ignore_index"
         raise ValueError(
             f"targets[{where}] = {targets[index].item()} is outside the vocabulary [0, {vocabulary}){unless}; {remedy}"
         )
@@ -77,17 +118,26 @@ def check_temperature(temperature: float | Tensor, rows: "Rows") -> None:
         return
     bad = ~(rows.pick(temperature) > 0) if temperature.ndim else ~(temperature > 0)
     if bad.any():
-        where, value = "", temperature
-        if temperature.ndim:
-            row = int(rows.pick(torch.arange(len(temperature), device=temperature.device))[bad][0])
-            where, value = f"[{row}]", temperature[row]
-        raise ValueError(f"temperature{where} = {value.item()} must be > 0; greedy decoding has no log-probability")
+        index = tuple(bad.nonzero()[0].tolist())
+        if isinstance(rows.index, Tensor) and temperature.ndim:
+            index = (int(rows.index[index[0]]),)
+        where = f"[{', '.join(map(str, index))}]" if index else ""
+        value = temperature[index].item()
+        raise ValueError(f"temperature{where} = {value} must be > 0; greedy decoding has no log-probability")
 
 
 def check_denominator(denominator: float | Tensor) -> None:
-    """Raises ValueError unless a Python number is > 0 (a tensor is trusted: looking would be a sync on a GPU)."""
-    if not isinstance(denominator, Tensor) and not denominator > 0:
-        raise ValueError(f"denominator = {denominator} must be > 0; pass max(1, the global count of trained tokens)")
+    """Raises ValueError unless a number, or a 0-dim tensor, > 0. On a GPU looking would be a sync: trusted there."""
+    rule = "> 0; pass max(1, the global count of trained tokens)"
+    if isinstance(denominator, Tensor):
+        if denominator.ndim != 0:
+            raise ValueError(f"denominator {tuple(denominator.shape)} must be one number, 0-dim if a tensor, {rule}")
+        if denominator.device.type != "cpu":
+            return
+    else:
+        check_number("denominator", denominator, rule)
+    if not denominator > 0:
+        raise ValueError(f"denominator = {denominator} must be {rule}")
 
 
 def check_backend(backend: str) -> None:
@@ -132,5 +182,6 @@ class Rows:
 
 def kept_rows(targets: Tensor, ignore_index: int, token_weight: Tensor | None) -> Rows:
     """The rows that enter a loss: target not ignored, weight not 0."""
+    check_number("ignore_index", ignore_index, "an integer")
     kept = targets != ignore_index
     return Rows.of(kept if token_weight is None else kept & (token_weight != 0))

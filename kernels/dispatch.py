@@ -38,9 +38,7 @@ class Decision:
 @cache
 def decide() -> Decision:
     """The decision of this process. Raises ValueError for an unknown SIRI_KERNELS, or a triton that cannot be had."""
-    mode = os.environ.get("SIRI_KERNELS", "auto")
-    if mode not in MODES:
-        raise ValueError(f"SIRI_KERNELS = {mode!r} must be one of {', '.join(MODES)}; unset it for auto")
+    mode = asked_mode()
     if mode == "reference":
         return Decision(device=None, reason="SIRI_KERNELS=reference")
     missing = _missing()
@@ -51,11 +49,19 @@ def decide() -> Decision:
     if missing is None:
         return Decision(device="cuda", reason=f"SIRI_KERNELS={mode}, {torch.cuda.get_device_name()}")
     if mode == "triton":
-        raise ValueError(
-            f"SIRI_KERNELS = 'triton' cannot be had: {missing}; set SIRI_KERNELS=auto, or TRITON_INTERPRET=1 to try "
-            "the kernels on the CPU"
-        )
+        remedy = "set SIRI_KERNELS=auto"
+        if importlib.util.find_spec("triton") is not None:
+            remedy += ", or TRITON_INTERPRET=1 to try the kernels on the CPU"
+        raise ValueError(f"SIRI_KERNELS = 'triton' cannot be had: {missing}; {remedy}")
     return Decision(device=None, reason=f"SIRI_KERNELS=auto: {missing}")
+
+
+def asked_mode() -> str:
+    """SIRI_KERNELS. Raises ValueError if it is none of the three."""
+    mode = os.environ.get("SIRI_KERNELS", "auto")
+    if mode not in MODES:
+        raise ValueError(f"SIRI_KERNELS = {mode!r} must be one of {', '.join(MODES)}; unset it for auto")
+    return mode
 
 
 def interpreting() -> bool:
@@ -66,7 +72,7 @@ def interpreting() -> bool:
 def use_triton(*tensors: Tensor | None) -> bool:
     """Whether the Triton kernels take a call with these tensors."""
     given = [tensor for tensor in tensors if tensor is not None]
-    if given[0].device.type == "cpu" and not interpreting() and os.environ.get("SIRI_KERNELS") != "triton":
+    if given[0].device.type == "cpu" and not interpreting() and asked_mode() != "triton":
         return False  # without a look at the GPU, which would initialise CUDA in a process that may not want it
     device = decide().device
     return all(tensor.device.type == device and tensor.dtype != torch.float64 for tensor in given)

@@ -166,7 +166,12 @@ def masked_distill_loss(
     ignore_index: int = -100,
     backend: Literal["auto", "reference"] = "auto",
 ) -> Tensor:
-    """sum_t token_weight_t * D_t / denominator, D the divergence named in this file's header.
+    """sum_t token_weight_t * D_t / denominator, with S the student's distribution of token t and T the teacher's:
+
+        nll          D_t = -log S(target_t)
+        forward_kl   D_t = KL(T || S)
+        reverse_kl   D_t = KL(S || T)
+        jsd          D_t = KL(S || M) / 2 + KL(T || M) / 2,  M = (S + T) / 2
 
     Args:
         hidden, weight, targets, bias, temperature, softcap, ignore_index: as in `linear_logprob`. `targets` also masks
@@ -176,7 +181,8 @@ def masked_distill_loss(
         teacher_hidden: [T, H'], needed by all but "nll"; no gradient flows into the teacher.
         teacher_weight, teacher_bias: [V, H'], [V]; without teacher_weight the teacher uses the student's own
             projection, detached.
-        denominator: the global count of distilled tokens, at least 1; never this call's own.
+        denominator: the global count of distilled tokens, > 0 (max(1, count)); never this call's own. A tensor on a
+            GPU is not looked at.
         backend: "auto", chunks of whole rows; "reference", all logits in memory.
 
     Returns:
@@ -187,8 +193,9 @@ def masked_distill_loss(
             a teacher that is missing, not used, or of another vocabulary size, or a temperature that is not > 0 in a
             row that is kept.
     """
-    check_projection(hidden, weight, bias, targets=targets, token_weight=token_weight, temperature=temperature)
-    targets = check_targets(targets, len(weight), ignore_index)
+    per_token = {"targets": targets, "token_weight": token_weight, "temperature": temperature}
+    check_projection(hidden, weight, bias, per_token)
+    targets = check_targets(targets, len(weight), ignore_index, token_weight)
     check_denominator(denominator)
     check_backend(backend)
     if divergence not in get_args(Divergence):
@@ -212,7 +219,7 @@ def masked_distill_loss(
     if teacher_hidden is not None:
         if teacher_weight is None:
             teacher_weight, teacher_bias = weight, bias
-        check_projection(teacher_hidden, teacher_weight, teacher_bias, prefix="teacher_")
+        check_projection(teacher_hidden, teacher_weight, teacher_bias, {}, prefix="teacher_")
         if len(teacher_hidden) != len(hidden) or len(teacher_weight) != len(weight):
             raise ValueError(
                 f"teacher_hidden {tuple(teacher_hidden.shape)} and teacher_weight {tuple(teacher_weight.shape)} must "

@@ -6,6 +6,8 @@ target's logit less lse, and lse is the peak's logit where that has nearly all p
 Legend: T tokens, H hidden, V vocabulary; n rows.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,14 @@ ANY_LOGIT = 1e20
 """Below it in magnitude a peak is a logit: neither that of a row whose ids are all masked, nor infinite, nor NaN."""
 
 
-def exact_logits(x: Tensor, w: Tensor, b: Tensor | None, column: Tensor) -> Tensor:
-    """Raw logit of one column i64[n] a row, f64 [n], from x[n, H], w[V, H], b[V]."""
-    out = x.new_empty(len(x), dtype=torch.float64)
-    for rows in blocks(len(x), max(1, CACHED_LOGITS // 8 // max(1, x.shape[1]))):  # 1 MiB in float64
-        out[rows] = (x[rows].double() * w[column[rows]]).sum(1)
+def exact_logits(
+    x: Tensor, w: Tensor, b: Tensor | None, column: Tensor, rows: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """Raw logit of one column i64[n] a row, f64 [n], from x[n, H] (or its `rows` i64[n]), w[V, H], b[V]."""
+    out = x.new_empty(len(column), dtype=torch.float64)
+    for part in blocks(len(column), max(1, CACHED_LOGITS // 8 // max(1, x.shape[1]))):  # 1 MiB in float64
+        factor = x[part] if rows is None else x[rows[part]]
+        out[part] = (factor.double() * w[column[part]]).sum(1)
     return out if b is None else (out + b[column]).clamp_(min=LOGIT_FLOOR)
 
 
@@ -45,18 +50,36 @@ def dominated_rows(stats: SoftmaxStats) -> Tensor:
     return dominant.nonzero().squeeze(1)
 
 
-def peak_columns(x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor, width: int, limit: int) -> Tensor:
-    """Column i64[n] of the largest raw logit of each row, which is one of the `width` from starts i64[n] on.
+def peak_columns(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: tuple[Tensor, Tensor],
+    rows: Tensor,
+    starts: Tensor,
+    width: int,
+) -> Tensor:
+    """Column i64[m] of the largest raw logit of some rows i64[m], which is one of the `width` from starts i64[m] on.
 
-    x[n, H] in the compute dtype. Makes those logits again, `limit` rows at a time: of one block in V / width.
+    x[n, H] in the compute dtype. Makes those logits again, of one block of V / width, but for the row's `target`:
+    (column i64[n], whether it is in this vocabulary).
     """
     columns = torch.empty_like(starts)
     for start in starts.unique().tolist():
         w = weight[start : start + width].to(x.dtype)
         b = None if bias is None else bias[start : start + width].to(x.dtype)
-        for rows in (starts == start).nonzero().squeeze(1).split(limit):
-            columns[rows] = start + raw_logits(x[rows], w, b).argmax(1)
+        for among in (starts == start).nonzero().squeeze(1).split(max(1, CACHED_LOGITS // width)):
+            raw = raw_logits(x[rows[among]], w, b)
+            column = target[0][rows[among]] - start
+            inside = target[1][rows[among]] & (column >= 0) & (column < len(w))
+            put_(raw, torch.where(inside, column, 0), inside, raw.new_full((len(raw),), -math.inf))
+            columns[among] = start + raw.argmax(1)
     return columns
+
+
+def largest_columns(z: Tensor, rows: Tensor) -> Tensor:
+    """Column i64[m] of the largest of z[n, V] in some rows i64[m], a few rows at a time: they are copied."""
+    return torch.cat([z[part].argmax(1) for part in rows.split(max(1, CACHED_LOGITS // max(1, z.shape[1])))])
 
 
 def peak_error(
@@ -64,6 +87,6 @@ def peak_error(
     x: Tensor, weight: Tensor, bias: Tensor | None, logit_map: LogitMap,
 ) -> Tensor:  # fmt: skip
     """`SoftmaxStats.error` [n] from the column of the peak of some rows, both i64[m]; 0 in the others."""
-    exact = exact_logits(x[rows], weight, bias, column)
-    z = logit_map.select(rows).ref(exact[:, None]).squeeze(1)
-    return torch.zeros_like(stats.error).index_copy_(0, rows, (z - stats.peak[rows]).to(stats.error.dtype))
+    dtype = stats.error.dtype
+    z = logit_map.select(rows).exact(exact_logits(x, weight, bias, column, rows), dtype)
+    return torch.zeros_like(stats.error).index_copy_(0, rows, (z - stats.peak[rows]).to(dtype))

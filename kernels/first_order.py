@@ -14,8 +14,9 @@ class FirstOrder(torch.autograd.Function):
     """Gradients that pass on no gradient: whoever asks for one is told."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if g is None else g.view_as(g) for g in gradients)
+    def forward(ctx: Any, num_anchors: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Anchors, which a search for gradients may come from, and then what is returned: the gradients."""
+        return tuple(None if g is None else g.view_as(g) for g in tensors[num_anchors:])
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
@@ -27,7 +28,11 @@ class FirstOrder(torch.autograd.Function):
 
 def first_order(backward: Backward) -> Backward:
     """Torch's own `once_differentiable` looks at the upstream gradient alone. That of a sum needs none, and then a
-    gradient penalty had no effect, without a word."""
+    gradient penalty had no effect, without a word.
+
+    Among the saved tensors has to be something of every input with a gradient: `torch.autograd.grad` goes only where
+    one of the tensors lies that it was asked about.
+    """
 
     @functools.wraps(backward)
     def call(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -35,6 +40,12 @@ def first_order(backward: Backward) -> Backward:
             gradients = backward(ctx, *upstream)
         if not torch.is_grad_enabled():
             return gradients
-        return FirstOrder.apply(torch.zeros((), requires_grad=True), *gradients)
+        anchors = [t for t in (*ctx.saved_tensors, *upstream) if t is not None and t.requires_grad]
+        return FirstOrder.apply(len(anchors), *anchors, *gradients)
 
     return call
+
+
+def trace_of(*inputs: Tensor | None) -> list[Tensor | None]:
+    """Empty tensors that depend on the inputs without holding their memory, to be saved in their stead."""
+    return [None if t is None or not t.requires_grad else t.reshape(-1)[:0].clone() for t in inputs]

@@ -30,6 +30,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from .checks import check_number, check_tensors
 from .dispatch import untraced, use_triton
 
 ROUNDING_ULP = 64
@@ -167,7 +168,10 @@ def gigpo_advantage(
         valid: bool [N], the action was valid.
         gamma: discount of the step returns, in [0, 1].
         omega: weight of the step level.
-        normalize, episode_stats: see the header of this file.
+        normalize: "mean_std" divides the distance from the group's mean by its sigma (sample standard deviation) +
+            eps, "mean" does not. A group without spread gives exactly 0, and so does a step alone in its anchor group.
+        episode_stats: whether the statistics of a task group are over its trajectories, or over rows, of which a long
+            trajectory has more.
         penalty: c, in reward units.
         min_sigma: floor of the sigma that the penalty is divided by, in reward units. The default fits rewards of 0
             and 1: one success among n has sigma 1 / sqrt(n) >= 0.25 up to n = 16, so the floor acts only where outcomes
@@ -282,6 +286,9 @@ def label_error(traj: Tensor, episode_group: Tensor, step_group: Tensor) -> Valu
 
 def check_rows(reward: Tensor, **columns: Tensor) -> None:
     """Raises ValueError unless every column has the shape [N] of reward, and labels are integers."""
+    check_tensors(reward=reward, **columns)
+    if reward.is_complex():
+        raise ValueError(f"reward has dtype {reward.dtype}; it must be real")
     for name, column in columns.items():
         if reward.ndim != 1 or column.shape != reward.shape:
             raise ValueError(f"{name} {tuple(column.shape)} and reward {tuple(reward.shape)} must both be [N]")
@@ -291,6 +298,14 @@ def check_rows(reward: Tensor, **columns: Tensor) -> None:
 
 def check_numbers(gamma: float, omega: float, penalty: float, min_sigma: float, eps: float) -> None:
     """Raises ValueError naming the number and its range."""
+    for name, value in (
+        ("gamma", gamma),
+        ("omega", omega),
+        ("penalty", penalty),
+        ("min_sigma", min_sigma),
+        ("eps", eps),
+    ):
+        check_number(name, value)
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma = {gamma} must lie in [0, 1]")
     if not 0.0 < eps < math.inf:

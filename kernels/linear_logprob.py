@@ -37,6 +37,7 @@ from .projection import (
     compute_dtype,
     exp_,
     full_precision,
+    late_columns,
     merge,
     raw_logits,
     raw_logits_ref,
@@ -86,13 +87,14 @@ def shard_stats(
     x = hidden.to(dtype)
     stats = x.new_zeros(len(SoftmaxStats._fields), len(x))
     stats[0] = torch.finfo(dtype).min  # the peak of no columns; 0 would be wrong where all logits are negative
-    exact = exact_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
+    own = locate(targets, vocab_start, len(weight))
+    exact, late = exact_logits(x, weight, bias, own[0]), late_columns(hidden, weight)
     peak_block = torch.zeros_like(targets)  # its first column
     for cols in blocks(len(weight), VOCAB_BLOCK):
         w, b = weight[cols].to(dtype), None if bias is None else bias[cols].to(dtype)
         for rows in blocks(len(x), TOKEN_BLOCK):
             where = locate(targets[rows], vocab_start + cols.start, len(w))
-            z = put_(raw_logits(x[rows], w, b), *where, exact[rows])
+            z = put_(raw_logits(x[rows], w, b, late), *where, exact[rows])
             if kept is not None:
                 kept.put_raw(cols, rows, z)
             logit_map.select(rows).apply_(z)
@@ -103,7 +105,7 @@ def shard_stats(
                 kept.put_roots(cols, rows, z, block.peak)
     whole = SoftmaxStats(*stats)
     if len(found := dominated_rows(whole)):
-        columns = peak_columns(x[found], weight, bias, peak_block[found], VOCAB_BLOCK, TOKEN_BLOCK)
+        columns = peak_columns(x, weight, bias, own, found, peak_block[found], VOCAB_BLOCK)
         stats[-1] = peak_error(whole, found, columns, x, weight, bias, logit_map)
     return stats
 
@@ -131,6 +133,7 @@ def shard_gradients(
     need_x, need_w, need_b = needs
     x = hidden.to(normaliser.peak.dtype)
     exact = exact_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
+    late = late_columns(hidden, weight)
     # dz is scale_t (p_tv - 1[v = y_t]) where the slope has one value a row: the scale then goes to [n, H] factors.
     scale = _row_scale(grad, logit_map) if grad.of_logprob_alone and logit_map.softcap is None else None
     x_scaled = x if scale is None else x * scale[:, None]
@@ -147,7 +150,7 @@ def shard_gradients(
             p = None if kept is None or scale is None else kept.probabilities(cols, rows, norm)
             if p is None:
                 held = None if kept is None else kept.raw(cols, rows)
-                z = put_(raw_logits(x[rows], w, b), *where, exact[rows]) if held is None else held
+                z = put_(raw_logits(x[rows], w, b, late), *where, exact[rows]) if held is None else held
                 slope = logit_map.select(rows).apply_(z)
                 if scale is None:
                     dz = grad.select(rows).logits_(z.sub_(norm.peak[:, None]), norm.log_total, *where)
@@ -201,12 +204,12 @@ class LinearLogprob(torch.autograd.Function):
                 hidden, weight, bias, targets, logit_map, vocab_start, with_moment=with_entropy, kept=kept
             )
         stats = merge_over_ranks(local, tp_group)
-        logprob, entropy, lse = stats.logprob, stats.entropy, stats.lse  # nobody sees an entropy that was not asked for
-        normaliser = Normaliser(*(value.clone() for value in stats.normaliser))  # rows of a [4, T]
-        ctx.mark_non_differentiable(*normaliser)
-        ctx.save_for_backward(hidden, weight, bias, targets, logit_map.tensor, entropy, *normaliser)
+        # Nobody sees an entropy that was not asked for. The normaliser are rows of a [5, T].
+        remade = (stats.rounded_entropy, *(value.clone() for value in stats.normaliser))
+        ctx.mark_non_differentiable(*remade)
+        ctx.save_for_backward(hidden, weight, bias, targets, logit_map.tensor, *remade)
         ctx.logit_map, ctx.vocab_start, ctx.tp_group, ctx.kept = logit_map, vocab_start, tp_group, kept
-        return logprob, entropy, lse, *normaliser
+        return stats.logprob, stats.entropy, stats.lse, *remade
 
     @staticmethod
     @first_order
@@ -313,8 +316,10 @@ def linear_logprob(
         ValueError: shapes that do not fit, a target outside the vocabulary (it is named), or a temperature that is not
             > 0 in a row that is not ignored.
     """
-    check_projection(hidden, weight, bias, targets=targets, temperature=temperature)
+    check_projection(hidden, weight, bias, {"targets": targets, "temperature": temperature})
     check_backend(backend)
+    if tp_group is not None and not isinstance(tp_group, dist.ProcessGroup):
+        raise ValueError(f"tp_group = {tp_group!r} must be a torch.distributed process group")
     if backend == "reference" and tp_group is not None:
         raise ValueError('backend = "reference" has no tensor-parallel form; use backend = "auto" with tp_group')
     if torch.compiler.is_compiling() and tp_group is None and backend == "auto":
@@ -344,7 +349,8 @@ def logprob_outputs(
     tp_group: dist.ProcessGroup | None = None,
     backend: Literal["auto", "reference"] = "auto",
 ) -> tuple[Tensor, ...]:
-    """(logprob, entropy, lse) of `linear_logprob`, and unless by the reference the `Normaliser`; each [T]."""
+    """(logprob, entropy, lse) of `linear_logprob`, and unless by the reference what a backward pass needs: the rounded
+    entropy and the `Normaliser`. Each [T]."""
     vocab_start, vocabulary = shard_bounds(weight, tp_group)
     targets = check_targets(targets, vocabulary, ignore_index)
     rows = kept_rows(targets, ignore_index, None)

@@ -25,24 +25,24 @@ def linear_logprob_graph(
     softcap: float | None,
     ignore_index: int,
     with_entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(logprob, entropy, lse, and the two of `Normaliser`), each [T].
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(logprob, entropy, lse, and for the backward pass the rounded entropy and the two of `Normaliser`), each [T].
 
     Arguments as in `linear_logprob`; `temperature_T` takes the place of `temperature` where it is given.
     """
     from .linear_logprob import logprob_outputs  # here: it imports this file
 
-    logprob, entropy, lse, peak, total = logprob_outputs(
+    logprob, entropy, lse, rounded, peak, total = logprob_outputs(
         hidden, weight, targets, bias=bias, temperature=temperature if temperature_T is None else temperature_T,
         softcap=softcap, ignore_index=ignore_index, with_entropy=with_entropy,
     )  # fmt: skip
-    return logprob, entropy, lse, peak, total
+    return logprob, entropy, lse, rounded, peak, total
 
 
 @linear_logprob_graph.register_fake
 def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
     dtype = compute_dtype(hidden, weight, bias)
-    return tuple(hidden.new_empty(hidden.shape[:1], dtype=dtype) for _ in range(5))
+    return tuple(hidden.new_empty(hidden.shape[:1], dtype=dtype) for _ in range(6))
 
 
 @torch.library.custom_op("siri::linear_logprob_backward", mutates_args=())
@@ -89,9 +89,9 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, targets, ctx.temperature, temperature_T, ctx.softcap, ctx.ignore_index, ctx.entropy = inputs
-    _, entropy, _, peak, total = output
-    ctx.mark_non_differentiable(peak, total)
-    ctx.save_for_backward(hidden, weight, bias, targets, temperature_T, entropy, peak, total)
+    _, _, _, *remade = output
+    ctx.mark_non_differentiable(*remade)
+    ctx.save_for_backward(hidden, weight, bias, targets, temperature_T, *remade)
 
 
 def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor, *_: Any) -> tuple[Tensor | None, ...]:

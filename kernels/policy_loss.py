@@ -21,7 +21,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .checks import check_backend, check_denominator, check_projection, check_targets, check_temperature, kept_rows
+from .checks import (
+    check_backend,
+    check_denominator,
+    check_number,
+    check_projection,
+    check_targets,
+    check_temperature,
+    kept_rows,
+)
 from .dispatch import untraced, use_triton
 from .linear_logprob import linear_logprob_ref
 from .projection import LogitMap, RawGrad, SoftmaxGrad, compute_dtype
@@ -51,10 +59,12 @@ class PolicyTokens:
     importance_clip: float
 
     def __post_init__(self) -> None:
+        for name in ("clip_low", "clip_high", "dual_clip", "kl_coef", "entropy_coef", "importance_clip"):
+            check_number(name, getattr(self, name))
         if not self.dual_clip > 1.0:
             raise ValueError(
                 f"dual_clip = {self.dual_clip} must be above 1: it caps the loss of a token whose ratio grew "
-                "(3.0 is usual)"
+                "(3.0 is usual, inf is none)"
             )
         for name in ("clip_low", "clip_high"):
             if not getattr(self, name) >= 0.0:
@@ -155,7 +165,7 @@ def linear_policy_loss_chunked(
         if not wanted:
             return loss, None
         g_logprob, g_entropy = torch.autograd.grad(loss, (logprob, entropy))
-        grad = SoftmaxGrad.from_upstream(entropy.detach(), g_logprob, g_entropy if tokens.entropy_coef else None)
+        grad = SoftmaxGrad.from_upstream(softmax.rounded_entropy, g_logprob, g_entropy if tokens.entropy_coef else None)
         return loss.detach(), logits.grad(grad, softmax.normaliser, targets[rows])
 
     on_triton = use_triton(hidden, weight, bias)
@@ -193,13 +203,14 @@ def linear_policy_loss(
         advantage: [T].
         old_logprob: [T] nats, of the policy that the ratio is formed against; None: on-policy, ratio 1 with gradient A.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        dual_clip: where A < 0 the loss is at most -A * dual_clip; above 1.
+        dual_clip: where A < 0 the loss is at most -A * dual_clip; above 1, inf for no such bound.
         ref_logprob: [T] nats of the frozen reference; needed if kl_coef is not 0, and reported whenever given.
         behavior_logprob: [T] nats, of the sampler that drew the tokens: its mismatch with the trainer is corrected by
             a truncated importance weight on the token's loss. None: no correction.
         importance_clip: most that this weight can be; at least 1.
         token_weight: [T]; rows of weight 0 are skipped, whatever else they hold (NaN included). None: 1 everywhere.
-        denominator: the global number of trained tokens (over all micro-batches and ranks), never this call's own.
+        denominator: the global number of trained tokens (over all micro-batches and ranks), > 0, never this call's own.
+            A tensor on a GPU is not looked at.
         backend: "auto", chunks of whole rows; "reference", all logits in memory.
 
     Returns:
@@ -215,11 +226,14 @@ def linear_policy_loss(
             importance_clip < 1, a negative clip_low or clip_high, kl_coef without ref_logprob, or a temperature that is
             not > 0 in a row that is kept.
     """
-    check_projection(
-        hidden, weight, bias, targets=targets, advantage=advantage, old_logprob=old_logprob, ref_logprob=ref_logprob,
-        behavior_logprob=behavior_logprob, token_weight=token_weight, temperature=temperature,
-    )  # fmt: skip
-    targets = check_targets(targets, len(weight), ignore_index)
+    optional: dict[str, Tensor | None] = {
+        "old_logprob": old_logprob, "ref_logprob": ref_logprob, "behavior_logprob": behavior_logprob,
+        "token_weight": token_weight,
+    }  # fmt: skip
+    given = {name: values for name, values in optional.items() if values is not None}
+    per_token = {"targets": targets, "advantage": advantage, "temperature": temperature, **given}
+    check_projection(hidden, weight, bias, per_token)
+    targets = check_targets(targets, len(weight), ignore_index, token_weight)
     check_denominator(denominator)
     check_backend(backend)
     rows, dtype = kept_rows(targets, ignore_index, token_weight), compute_dtype(hidden, weight, bias)

@@ -21,15 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Rows, nonzero
+from .checks import Rows, check_number, nonzero
 
 LOGIT_FLOOR = -1e30
 """Stands in for -inf: a bias of -inf (a masked vocabulary entry) must not meet `0 * inf`. exp() of it is 0."""
 
-PRODUCT_WIDTH = 192
-"""On a CPU, so many columns of the hidden states are multiplied at a time. A product is as wrong as its longest chain
-of additions: with an offset of 120, entropies are off by 2.0e-5 where MKL takes all columns, by 1.2e-5 with these and
-by 6e-6 with 64. These cost nothing that could be measured, 64 a quarter of the product (Xeon; Zen 4: 3%)."""
+LATE_SHARE, LATE_OFFSET, MOST_LATE = 1.0, 16.0, 64
+"""What a column adds to all logits from which on it is late, what such columns add together before it matters, and how
+many they can be before they are no exception."""
+
+SAMPLED_ROWS = 256
+"""At most twice as many are looked at for such columns."""
 
 CACHED_LOGITS = 1 << 20
 """Logits that are worked on at a time, so that they stay in cache, and so that temporaries are small: 4 MiB in float32.
@@ -80,6 +82,10 @@ class LogitMap:
     softcap: float | None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.temperature, Tensor):
+            check_number("temperature", self.temperature, "a number > 0, or a tensor")
+        if self.softcap is not None:
+            check_number("softcap", self.softcap, "a number > 0, or None")
         if not isinstance(self.temperature, Tensor) and not self.temperature > 0:
             raise ValueError(f"temperature = {self.temperature} must be > 0; greedy decoding has no log-probability")
         if self.softcap is not None and not 0 < self.softcap < math.inf:
@@ -122,6 +128,11 @@ class LogitMap:
             slope = inverse if slope is None else slope.mul_(inverse)
         return slope
 
+    def exact(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        """z f64 [n] of raw f64 [n], with the inverse temperature that `apply_` multiplies by in `dtype`."""
+        z = LogitMap(temperature=1.0, softcap=self.softcap).ref(raw[:, None])
+        return (z * self._column(z.to(dtype)).reciprocal()).squeeze(1)
+
     def _column(self, like: Tensor) -> Tensor:
         return torch.as_tensor(self.temperature, dtype=like.dtype, device=like.device).detach().reshape(-1, 1)
 
@@ -134,17 +145,32 @@ def raw_logits_ref(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return raw if bias is None else raw.clamp(min=LOGIT_FLOOR)
 
 
-def raw_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """A fresh block of raw logits [n, v] from x[n, H], w[v, H], b[v], all in the compute dtype."""
-    if x.is_cuda or not x.shape[1]:
-        raw = torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
-    else:
-        raw = x.new_empty(len(x), len(w)) if b is None else b.repeat(len(x), 1)
-        for cols in column_pieces(raw):
-            for part in blocks(x.shape[1], PRODUCT_WIDTH):
-                begun = part.start > 0 or b is not None
-                raw[:, cols].addmm_(x[:, part], w[cols, part].t(), beta=int(begun))
+def raw_logits(x: Tensor, w: Tensor, b: Tensor | None, late: Tensor | None = None) -> Tensor:
+    """A fresh block of raw logits [n, v] from x[n, H], w[v, H], b[v], all in the compute dtype. See `late_columns`."""
+    early = x if late is None else x.index_fill(1, late, 0)
+    raw = torch.mm(early, w.t()) if b is None else torch.addmm(b, early, w.t())
+    if late is not None:
+        raw.addmm_(x[:, late], w[:, late].t())
     return raw if b is None else raw.clamp_(min=LOGIT_FLOOR)
+
+
+def late_columns(hidden: Tensor, weight: Tensor) -> Tensor | None:
+    """Columns i64 of hidden[T, H] that bring an offset common to all logits, to be multiplied last; None for none.
+
+    From a sum that has it on, every addition is rounded as a number of its size: entropies were off by 4e-5 with an
+    offset of 120 in one column (logits of standard deviation 2, H 1536). Some rows of both tell, by the median, which
+    one odd row does not change.
+    """
+    if hidden.is_cuda or not hidden.numel() or not len(weight) or compute_dtype(hidden, weight) == torch.float64:
+        return None
+    of_tokens = some_rows(hidden).float().abs().median(0).values
+    shares = of_tokens * some_rows(weight).mean(0, dtype=torch.float32).abs()
+    late = (shares > LATE_SHARE).nonzero().squeeze(1)
+    return late if shares[late].sum() > LATE_OFFSET and len(late) <= MOST_LATE else None
+
+
+def some_rows(matrix: Tensor) -> Tensor:
+    return matrix[:: max(1, len(matrix) // SAMPLED_ROWS)]
 
 
 def log_softmax_(z: Tensor) -> Tensor:
@@ -177,7 +203,7 @@ class Normaliser(NamedTuple):
 
 
 class SoftmaxStats(NamedTuple):
-    """What a block of columns knows of each row's softmax; blocks (and vocabulary shards) merge exactly."""
+    """What a block of columns knows of each row's softmax; blocks and vocabulary shards merge."""
 
     peak: Tensor
     """[n] max_v z"""
@@ -190,22 +216,27 @@ class SoftmaxStats(NamedTuple):
     error: Tensor
     """[n] what z at the peak is more than `peak`, a product's result; 0 where nobody looked (see exact_logits.py)"""
 
-    @property
-    def exact_total(self) -> Tensor:
-        return self.total + self.error.expm1()
+    def _exact_log_total(self) -> Tensor:
+        """f64: what is a difference of large numbers is rounded once, at its end."""
+        return (self.total.double() + self.error.double().expm1()).log()
 
     @property
     def logprob(self) -> Tensor:
-        return self.target - self.peak - self.exact_total.log()
+        return (self.target.double() - self.peak.double() - self._exact_log_total()).to(self.peak.dtype)
 
     @property
     def entropy(self) -> Tensor:
-        total = self.exact_total
-        return total.log() - (self.moment + self.error.exp() * self.error) / total
+        log_total, error = self._exact_log_total(), self.error.double()
+        return (log_total - (self.moment.double() + error.exp() * error) / log_total.exp()).to(self.peak.dtype)
 
     @property
     def lse(self) -> Tensor:
-        return self.peak + self.exact_total.log()
+        return (self.peak.double() + self._exact_log_total()).to(self.peak.dtype)
+
+    @property
+    def rounded_entropy(self) -> Tensor:
+        """Without the error, like `normaliser`: with another, -p (log p + entropy) would not add up to 0."""
+        return self.total.log() - self.moment / self.total
 
     @property
     def normaliser(self) -> Normaliser:
@@ -263,7 +294,8 @@ class SoftmaxGrad(NamedTuple):
     def from_upstream(
         cls, entropy: Tensor, g_logprob: Tensor | None, g_entropy: Tensor | None = None, g_lse: Tensor | None = None
     ) -> "SoftmaxGrad":
-        """From the entropy's value and the upstream gradients of logprob, entropy and lse; all [n], None for zero."""
+        """From `SoftmaxStats.rounded_entropy` and the upstream gradients of logprob, entropy and lse; all [n], None
+        for zero."""
         target = torch.zeros_like(entropy) if g_logprob is None else g_logprob
         p = -target if g_lse is None else g_lse - target
         if g_entropy is None:

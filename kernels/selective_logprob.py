@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .checks import Rows, check_targets, check_temperature, check_whole
+from .checks import Rows, check_targets, check_temperature, check_tensors
 from .dispatch import untraced, use_triton
 from .first_order import first_order
 from .projection import LOGIT_FLOOR, LogitMap, Normaliser, SoftmaxGrad, blocks, compute_dtype, softmax_stats_
@@ -141,17 +141,21 @@ def selective_logprob(
         ValueError: shapes that do not fit, a target outside the vocabulary (it is named), or a temperature that is
             not > 0.
     """
-    check_whole(logits=logits)
+    check_tensors(
+        logits=logits, targets=targets, **({"temperature": temperature} if isinstance(temperature, Tensor) else {})
+    )
+    if not logits.is_floating_point() or logits.ndim == 0:
+        raise ValueError(f"logits {tuple(logits.shape)} of {logits.dtype} must be floating-point [..., V]")
     shape, vocabulary = logits.shape[:-1], logits.shape[-1]
     if targets.shape != shape:
         raise ValueError(f"targets {tuple(targets.shape)} must have the leading shape of logits {tuple(logits.shape)}")
-    if isinstance(temperature, Tensor) and temperature.ndim != 0:
-        if temperature.shape != shape:
-            raise ValueError(
-                f"temperature {tuple(temperature.shape)} must be a number or have the shape of targets {tuple(shape)}"
-            )
-        temperature = temperature.reshape(-1)
     targets = check_targets(targets, vocabulary, ignore_index=None).reshape(-1)
+    if isinstance(temperature, Tensor) and temperature.ndim != 0 and temperature.shape != shape:
+        raise ValueError(
+            f"temperature {tuple(temperature.shape)} must be a number or have the shape of targets {tuple(shape)}"
+        )
     check_temperature(temperature, Rows(index=slice(None)))
+    if isinstance(temperature, Tensor) and temperature.ndim != 0:
+        temperature = temperature.reshape(-1)
     logprob, entropy = SelectiveLogprob.apply(logits, targets, LogitMap(temperature=temperature, softcap=None))
     return (logprob.view(shape), entropy.view(shape)) if return_entropy else logprob.view(shape)

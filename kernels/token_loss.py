@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Union
 import torch
 from torch import Tensor
 
-from .exact_logits import dominated_rows, exact_logits, peak_error, put_
-from .first_order import first_order
+from .exact_logits import dominated_rows, exact_logits, largest_columns, peak_error, put_
+from .first_order import first_order, trace_of
 from .gemm import factor_dtype, mm
 from .projection import (
     LogitMap,
@@ -26,6 +26,7 @@ from .projection import (
     blocks,
     compute_dtype,
     full_precision,
+    late_columns,
     raw_logits,
     softmax_stats_,
 )
@@ -43,7 +44,7 @@ GPU_CHUNK_ELEMENTS = 140_000_000
 the weight once (an estimate for [152k, 3584] on an H100: 1.3 ms, behind products that take 1.4): half the rows would
 show in the time, twice as many in the memory."""
 
-SCALED_ROWS = 4096
+FACTOR_ROWS = 4096
 """Of a gradient, at a time: 59 MB in float32 where H = 3584."""
 
 
@@ -60,7 +61,7 @@ class TorchLogits:
         """`SoftmaxStats` [n]; every target is in the vocabulary."""
         stats = softmax_stats_(self.z, targets, targets >= 0)
         if len(rows := dominated_rows(stats)):
-            stats = stats._replace(error=peak_error(stats, rows, self.z[rows].argmax(1), *self.factors))
+            stats = stats._replace(error=peak_error(stats, rows, largest_columns(self.z, rows), *self.factors))
         return stats
 
     def grad(self, grad: SoftmaxGrad, normaliser: Normaliser, targets: Tensor) -> RawGrad:
@@ -87,13 +88,16 @@ class Head:
     bias: Tensor | None
     """[V]"""
     on_triton: bool
+    late: Tensor | None = None
+    """see `late_columns`"""
 
     @classmethod
     def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, on_triton: bool, dtype: torch.dtype) -> "Head":
         """Plain torch multiplies in `dtype`, tensor cores multiply halves as they are."""
         if on_triton:
             return cls(weight=weight.to(factor_dtype(hidden, weight)), bias=bias, on_triton=True)
-        return cls(weight=weight.to(dtype), bias=None if bias is None else bias.to(dtype), on_triton=False)
+        bias = None if bias is None else bias.to(dtype)
+        return cls(weight=weight.to(dtype), bias=bias, on_triton=False, late=late_columns(hidden, weight))
 
     def factor(self, hidden: Tensor) -> Tensor:
         return hidden.to(self.weight.dtype)
@@ -114,7 +118,7 @@ class Head:
                 inverse_temperature=inverse_temperature(logit_map, x),
                 factors=None if targets is None else (x, self.weight),
             )  # fmt: skip
-        z = raw_logits(x, self.weight, self.bias)
+        z = raw_logits(x, self.weight, self.bias, self.late)
         if targets is not None:
             put_(z, targets, targets >= 0, exact_logits(x, self.weight, self.bias, targets))
         slope = logit_map.apply_(z)
@@ -143,7 +147,8 @@ class TokenLoss(torch.autograd.Function):
         """The loss, 0-dim. No gradient is formed where autograd is off. `targets` i64[T]: see `Head.logits`."""
         if not torch.is_grad_enabled():
             hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-        return cls.apply(hidden, weight, bias, logit_map, targets, chunk_loss, on_triton)
+        trace = trace_of(hidden, weight, bias)
+        return cls.apply(hidden, weight, bias, logit_map, targets, chunk_loss, on_triton, *trace)
 
     @staticmethod
     def forward(
@@ -155,6 +160,7 @@ class TokenLoss(torch.autograd.Function):
         targets: Tensor | None,
         chunk_loss: ChunkLoss,
         on_triton: bool,
+        *trace: Tensor | None,
     ) -> Tensor:
         need_x, need_w, need_b = ctx.needs_input_grad[:3]
         dtype = compute_dtype(hidden, weight, bias)
@@ -185,6 +191,7 @@ class TokenLoss(torch.autograd.Function):
             dx,
             None if dw is None else dw.rounded(),
             None if db is None or bias is None else db.to(kept_dtype(bias)),
+            *trace,
         )
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
@@ -192,8 +199,8 @@ class TokenLoss(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return (*(None if g is None else scaled(g, grad, dtype) for g, dtype in gradients), *[None] * 4)
+        gradients = zip(ctx.saved_tensors[:3], ctx.dtypes, strict=True)
+        return (*(None if g is None else scaled(g, grad, dtype) for g, dtype in gradients), *[None] * 7)
 
 
 def kept_dtype(leaf: Tensor) -> torch.dtype:
@@ -207,6 +214,6 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     if gradient.dtype == dtype and factor.device.type == "cpu" and factor.item() == 1.0:
         return gradient
     out = torch.empty_like(gradient, dtype=dtype)
-    for rows in blocks(len(gradient), SCALED_ROWS):
+    for rows in blocks(len(gradient), FACTOR_ROWS):
         out[rows] = gradient[rows].to(factor.dtype) * factor
     return out

@@ -353,7 +353,7 @@ LOGITS = torch.zeros(2, 2, 7)
         (lambda: adapters.FusedLinearForPPO()(X, W, Y + 1), r"^input_ids\[1\] = 7 is outside"),
         (
             lambda: adapters.FusedLinearForPPO()(X, W.t(), Y),
-            r"^hidden_states \(4, 3\) and vocab_weights \(3, 7\) must be \[T, H\] and \[V, H\] with one H$",
+            r"^hidden_states \(4, 3\) and vocab_weights \(3, 7\) must be .* with one H; vocab_weights seems to be",
         ),
         (lambda: adapters.FusedLinearForPPO()(X, W, Y[:2]), r"input_ids \(2,\) must have the leading shape of hidden"),
         (lambda: LIGER(X, W, Y - 1), r"^target\[0\] = -1 is outside .* and is not ignore_index \(-100\)"),

@@ -44,6 +44,23 @@ def test_a_gradient_penalty_is_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("wanted", ["hidden", "weight", "beneath"])
+def test_a_gradient_penalty_is_an_error_to_whoever_asks_for_some_gradients_only(name: str, wanted: str) -> None:
+    """`autograd.grad` and `backward(inputs=...)` go only where one of these tensors lies."""
+    x, w, y = leaves()
+    scale = torch.ones(8, requires_grad=True)
+    value = OPS[name](x * scale, w, y)
+    (g,) = torch.autograd.grad(value, x, create_graph=True)
+    asked = {"hidden": x, "weight": w, "beneath": scale}[wanted]
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(value + g.square().sum(), asked)
+    value = OPS[name](x * scale, w, y)
+    (g,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        (value + g.square().sum()).backward(inputs=[asked])
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_create_graph_alone_changes_nothing(name: str) -> None:
     x, w, y = leaves()
     plain = torch.autograd.grad(OPS[name](x, w, y), (x, w))
@@ -123,10 +140,17 @@ def test_sliced_logits_are_not_copied(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
+def as_on_a_gpu(patch: pytest.MonkeyPatch) -> None:
+    """A graph is captured, and nothing is looked for that products on a CPU alone have need of."""
+    for module in (checks, exact_logits):
+        patch.setattr(module, "capturing", lambda _: True)
+    for name in ("linear_logprob", "token_loss"):
+        patch.setattr(importlib.import_module(f"siri.kernels.{name}"), "late_columns", lambda *_: None)
+
+
 def while_capturing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes that depend on values would be an error on a GPU; here it is a call that must not be made."""
-    for module in (checks, exact_logits):
-        monkeypatch.setattr(module, "capturing", lambda _: True)
+    as_on_a_gpu(monkeypatch)
     for name in ("nonzero", "item", "tolist", "__bool__"):
         monkeypatch.setattr(Tensor, name, lambda *_: pytest.fail("waits for the device"))
 
@@ -184,8 +208,7 @@ def test_losses_in_a_captured_graph(loss: Any, monkeypatch: pytest.MonkeyPatch) 
     expected = once()
     assert expected[0].isfinite()
     with monkeypatch.context() as patch:
-        for module in (checks, exact_logits):
-            patch.setattr(module, "capturing", lambda _: True)
+        as_on_a_gpu(patch)
         patch.setattr(Tensor, "nonzero", lambda *_: pytest.fail("the shape would depend on values"))
         found = once()
     for got, true in zip(found, expected, strict=True):

@@ -102,7 +102,7 @@ def test_entropy_only_gradient_and_reference() -> None:
 @pytest.mark.parametrize(
     ("targets", "temperature", "message"),
     [
-        (torch.tensor([[0, 1], [40, 2]]), 1.0, r"targets\[1, 0\] = 40 is outside the vocabulary \[0, 40\); leave"),
+        (torch.tensor([[0, 1], [40, 2]]), 1.0, r"targets\[1, 0\] = 40 is outside the vocabulary \[0, 40\); clamp"),
         (torch.tensor([[0, 1], [2, -100]]), 1.0, r"targets\[1, 1\] = -100 is outside"),
         (torch.zeros(2, 3, dtype=torch.long), 1.0, r"targets \(2, 3\) must have the leading shape"),
         (torch.zeros(2, 2, dtype=torch.long), torch.ones(2), r"temperature \(2,\)"),
