@@ -1,7 +1,7 @@
 """Tables and figures of the kernels from what `kernel_speed.py` wrote: the same numbers give the same files.
 
-    python benchmarks/kernel_figures.py benchmarks/results/kernels-cpu{,-two-threads}.json \
-        --out benchmarks/results/kernels-cpu
+    cd benchmarks/results
+    python ../kernel_figures.py kernels-cpu.json kernels-cpu-two-threads.json --out kernels-cpu
 
 readme_table.md is the table of the README, which a test compares; summary.md has a line a case, tables.md all
 contestants with the reasons of those left out, table.csv the same for programs; a figure a case in SVG, its times as

@@ -128,14 +128,24 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file, written after each case")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="default: cuda where torch finds a GPU")  # fmt: skip
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--contestant", action="append", default=[], help="only this one, by its name; may be repeated")
     parser.add_argument("--seconds", type=float, help="for the rounds of one case and mode (CPU 60, GPU 3)")
-    parser.add_argument("--within", type=float, default=float("inf"), help="no case is begun after so many seconds")
-    parser.add_argument("--slow", action="store_true", help="the incumbent's algorithm on 131072 rows too: minutes")
+    parser.add_argument("--within", type=float, default=float("inf"),
+                        help="no case is begun after so many seconds; all take 20 minutes on two cores")  # fmt: skip
+    parser.add_argument("--slow", action="store_true",
+                        help="the incumbent's algorithm on 131072 rows too: 10 minutes more")  # fmt: skip
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU; leave it away for the CPU")
+    if arguments.seconds is not None and arguments.seconds <= 0:
+        parser.error(f"--seconds {arguments.seconds:g} must be > 0")
+    names = [case.name for case in cases(device)]
+    if not any(arguments.only in name for name in names):
+        parser.error(f"--only {arguments.only!r} is in the name of no case; they are:\n  " + "\n  ".join(names))
     seconds = arguments.seconds or (3.0 if device.type == "cuda" else 60.0)
     head = surroundings(device, arguments.out)
     started, results, left_out = time.perf_counter(), [], []
@@ -151,6 +161,8 @@ def main() -> None:
                     slow=arguments.slow,
                     only=arguments.contestant,
                 )
+                if arguments.contestant and not any(entry["contestants"] for entry in found):
+                    reason = "none of the contestants asked for takes part"
                 results += found
                 print_results(found)
         except torch.OutOfMemoryError:

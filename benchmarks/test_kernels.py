@@ -20,7 +20,7 @@ SECONDS, FEWEST_ROUNDS, PATIENCE = 3.0, 3, 5.0
 """For the rounds of one comparison; how many there are however long they take; and the time from which a peer has none:
 all of it is to stay under five minutes on two cores. `kernel_speed.py` takes its time."""
 CONTRACT_ERROR = 2e-5
-"""Of log-prob and entropy, by DESIGN: measured 1.2e-5 and 1.4e-5 over 2048 tokens of a checkpoint, whose hidden states
+"""Of log-prob and entropy, float32: measured 1.2e-5 and 1.4e-5 over 2048 tokens of a checkpoint, whose hidden states
 have outliers; eager float32 is off by 2.9e-5."""
 
 

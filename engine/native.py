@@ -34,7 +34,9 @@ def hash_states(
     surrogates included ("surrogatepass").
 
     Args:
-        states: see `States`. A buffer must not be written to meanwhile.
+        states: N states, all bytes or all str (a list, or any iterable with an order); or, with `offsets`, one buffer
+            of bytes (bytes, bytearray, memoryview, u8 array), not written to meanwhile. NumPy's arrays of str and bytes
+            drop NUL characters at the end of an entry before they get here.
         offsets: [N + 1] integers into a buffer: state n is `states[offsets[n] : offsets[n + 1]]`.
         threads: threads to use at most; None: OMP_NUM_THREADS, else as many as the process has cores. Every number
             gives the same result.
@@ -60,7 +62,7 @@ def group_states(
     """Labels of the groups of equal (or similar) states; states of different task groups are never grouped.
 
     Args:
-        states: in (task, trajectory, step) order; see `States`. A buffer must not be written to meanwhile.
+        states: as in `hash_states`, in (task, trajectory, step) order.
         task_group: [N] integer labels; None: all states belong to one task group.
         similarity: None groups equal states, byte for byte. A threshold in [0, 1] lets a state join the first cluster
             whose first member has `difflib.SequenceMatcher(None, state, first_member).ratio()` at or above it (GiGPO,
@@ -95,7 +97,8 @@ def _checked_states(
     if offsets is None:
         numbers = isinstance(states, np.ndarray) and states.dtype.kind not in "OSU"
         if numbers or isinstance(states, str | bytes | bytearray | memoryview):
-            raise TypeError(f"states is one {type(states).__name__}: give a list of states, or offsets into it")
+            remedy = "a list of states" if isinstance(states, str) else "a list of states, or offsets into it"
+            raise TypeError(f"states is one {type(states).__name__}: give {remedy}")
         if isinstance(states, Set):
             raise TypeError(f"states is a {type(states).__name__}, which has no order: give a list of states")
         if not isinstance(states, Iterable):
@@ -104,8 +107,15 @@ def _checked_states(
     # The protocol that ndarray has at run time is not in its type on Python 3.11.
     view = memoryview(cast(bytes, states)) if isinstance(states, _BUFFERS) else None
     if view is None or view.ndim != 1 or view.itemsize != 1 or not view.contiguous:
-        kind = type(states).__name__ if view is None else f"{type(states).__name__} of {view.format}{view.shape}"
-        raise TypeError(f"states is a {kind}: with offsets it must be one contiguous buffer of bytes (bytes, u8 array)")
+        kind, remedy = type(states).__name__, ""
+        if view is not None:
+            kind = f"{kind} of format {view.format!r} and shape {view.shape}" + (
+                "" if view.contiguous else ", with gaps"
+            )
+            remedy = "; np.ascontiguousarray(states).view(np.uint8).ravel() is one"
+        elif isinstance(states, str):
+            remedy = "; states.encode() is one, with offsets in bytes"
+        raise TypeError(f"states is a {kind}: with offsets it must be one contiguous buffer of bytes{remedy}")
     bounds = _checked_integers("offsets", offsets).copy()
     if len(bounds) == 0:
         raise ValueError("offsets is empty: it holds N + 1 numbers, [0] for no state")
@@ -137,7 +147,8 @@ def _checked_integers(name: str, values: Sequence[int] | np.ndarray) -> np.ndarr
         if all(isinstance(value, int | np.integer) for value in values):
             array = np.array([int(value) for value in values])
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"{name} is {array.dtype}{array.shape}: it must be one row of integers")
+        remedy = "; np.unique(labels, return_inverse=True)[1] numbers them" if array.dtype.kind in "OSU" else ""
+        raise TypeError(f"{name} is {array.dtype}{array.shape}: it must be one row of integers{remedy}")
     return np.ascontiguousarray(array, dtype=np.int64)
 
 

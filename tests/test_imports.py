@@ -106,3 +106,11 @@ def test_a_script_of_siri_does_not_shadow_other_modules(script: str, from_root: 
     for name in ("torch", "yaml", "numpy", "transformers", "config", "pydantic"):
         (folder / f"{name}.py").write_text("raise RuntimeError(__file__ + ' was imported')")
     assert run(str(folder / original.name), "--help", cwd=REPO if from_root else tmp_path)
+
+
+def test_from_the_checkout_root_the_kernels_are_found_without_an_installation() -> None:
+    """`siri/` of the checkout comes before an installed siri there, and has no kernels of its own. -S: no finders."""
+    code = "import siri.kernels; from siri.engine.native import group_states; print(group_states(['a']))"
+    path = {**os.environ, "PYTHONPATH": str(SITE)}
+    result = subprocess.run([sys.executable, "-S", "-c", code], cwd=REPO, env=path, capture_output=True, text=True)
+    assert result.stdout.strip() == "[0]", result.stderr

@@ -215,7 +215,7 @@ def test_what_is_published_is_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_published_results_keep_the_contract() -> None:
-    """DESIGN's bounds on a CPU, asked of medians on a free machine, of the case in more rounds where there is one."""
+    """The bounds of a CPU, asked of medians on a free machine, of the case in more rounds where there is one."""
     results = REPO / "benchmarks" / "results"
     found: dict[str, Any] = {}
     for name in ("kernels-cpu", "kernels-cpu-two-threads"):

