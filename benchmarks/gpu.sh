@@ -18,7 +18,8 @@ git rev-parse HEAD >"$out/commit.txt" 2>/dev/null
 "$python" -m pip list --format=freeze >"$out/versions.txt"
 : >"$out/steps.txt"
 
-if ! "$python" -c "import siri.kernels" 2>/dev/null; then
+# -P: from this folder a Python without siri would find the checkout, but the scripts of benchmarks/ would not.
+if ! "$python" -P -c "import siri.kernels" 2>/dev/null; then
     links=$(mktemp -d)
     trap 'rm -rf "$links"' EXIT
     mkdir "$links/siri"

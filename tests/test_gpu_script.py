@@ -14,7 +14,7 @@ case "$*" in *"$HANG"*) [ -n "$HANG" ] && exec sleep 60 ;; esac
 echo "$*" >>"$NOTES"
 "$REAL" -S -c 'import importlib.util as u
 print(*(m and m.origin for m in map(u.find_spec, ("siri", "kernel_tasks"))))' >>"$NOTES.origins"
-case "$*" in "-c "*) exit "${INSTALLED:-0}" ;; *"$FAIL"*) [ -n "$FAIL" ] && exit 3 ;; esac
+case "$*" in "-P -c "*) exit "${INSTALLED:-0}" ;; *"$FAIL"*) [ -n "$FAIL" ] && exit 3 ;; esac
 exit 0
 """
 STEPS = ("tests/test_gpu_kernels.py -m", "kernel_speed.py", "pytest tests ", "siri/train.py", "pytest benchmarks ")
