@@ -126,18 +126,21 @@ def check_temperature(temperature: float | Tensor, rows: "Rows") -> None:
         raise ValueError(f"temperature{where} = {value} must be > 0; greedy decoding has no log-probability")
 
 
-def check_denominator(denominator: float | Tensor) -> None:
-    """Raises ValueError unless a number, or a 0-dim tensor, > 0. On a GPU looking would be a sync: trusted there."""
+def check_denominator(denominator: float | Tensor) -> float | Tensor:
+    """The denominator, detached. Raises ValueError unless it is a number, or a 0-dim tensor, > 0; on a GPU looking
+    would be a sync: trusted there."""
     rule = "> 0; pass max(1, the global count of trained tokens)"
     if isinstance(denominator, Tensor):
         if denominator.ndim != 0:
             raise ValueError(f"denominator {tuple(denominator.shape)} must be one number, 0-dim if a tensor, {rule}")
+        denominator = denominator.detach()
         if denominator.device.type != "cpu":
-            return
+            return denominator
     else:
         check_number("denominator", denominator, rule)
     if not denominator > 0:
         raise ValueError(f"denominator = {denominator} must be {rule}")
+    return denominator
 
 
 def check_backend(backend: str) -> None:

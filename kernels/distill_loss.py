@@ -196,7 +196,7 @@ def masked_distill_loss(
     per_token = {"targets": targets, "token_weight": token_weight, "temperature": temperature}
     check_projection(hidden, weight, bias, per_token)
     targets = check_targets(targets, len(weight), ignore_index, token_weight)
-    check_denominator(denominator)
+    denominator = check_denominator(denominator)
     check_backend(backend)
     if divergence not in get_args(Divergence):
         raise ValueError(f"divergence = {divergence!r} must be one of {', '.join(get_args(Divergence))}")

@@ -30,17 +30,19 @@ def first_order(backward: Backward) -> Backward:
     """Torch's own `once_differentiable` looks at the upstream gradient alone. That of a sum needs none, and then a
     gradient penalty had no effect, without a word.
 
-    Among the saved tensors has to be something of every input with a gradient: `torch.autograd.grad` goes only where
-    one of the tensors lies that it was asked about.
+    `backward` is called with (ctx, saved tensors, upstream gradients): checkpoints unpack what is saved once, no more.
+    Among it has to be something of each input with a gradient: `torch.autograd.grad` goes only where one of the tensors
+    lies that it was asked about.
     """
 
     @functools.wraps(backward)
     def call(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
         with torch.no_grad():
-            gradients = backward(ctx, *upstream)
+            gradients = backward(ctx, saved, *upstream)
         if not torch.is_grad_enabled():
             return gradients
-        anchors = [t for t in (*ctx.saved_tensors, *upstream) if t is not None and t.requires_grad]
+        anchors = [t for t in (*saved, *upstream) if t is not None and t.requires_grad]
         return FirstOrder.apply(len(anchors), *anchors, *gradients)
 
     return call
@@ -48,4 +50,4 @@ def first_order(backward: Backward) -> Backward:
 
 def trace_of(*inputs: Tensor | None) -> list[Tensor | None]:
     """Empty tensors that depend on the inputs without holding their memory, to be saved in their stead."""
-    return [None if t is None or not t.requires_grad else t.reshape(-1)[:0].clone() for t in inputs]
+    return [None if t is None or not t.requires_grad else t[:0].clone() for t in inputs]

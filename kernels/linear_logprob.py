@@ -15,7 +15,6 @@ in nats, as TRL and verl return it; Liger and CCE return its negative.
 Legend: T tokens, H hidden, V vocabulary (this rank's shard of it under tensor parallelism).
 """
 
-from functools import reduce
 from typing import Any, Literal, overload
 
 import torch
@@ -43,6 +42,7 @@ from .projection import (
     raw_logits_ref,
     softmax_stats_,
 )
+from .vocab_parallel import merge_over_ranks, shard_bounds
 
 TOKEN_BLOCK = 2048
 VOCAB_BLOCK = 512
@@ -73,7 +73,7 @@ def linear_logprob_ref(
 
 def shard_stats(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_map: LogitMap, vocab_start: int = 0,
-    *, with_moment: bool = True, kept: KeptLogits | None = None,
+    *, with_moment: bool = True, kept: KeptLogits | None = None, late: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`SoftmaxStats` [5, T] over the columns of `weight`, which are the token ids from `vocab_start` on.
 
@@ -88,7 +88,7 @@ def shard_stats(
     stats = x.new_zeros(len(SoftmaxStats._fields), len(x))
     stats[0] = torch.finfo(dtype).min  # the peak of no columns; 0 would be wrong where all logits are negative
     own = locate(targets, vocab_start, len(weight))
-    exact, late = exact_logits(x, weight, bias, own[0]), late_columns(hidden, weight)
+    exact = exact_logits(x, weight, bias, own[0])
     peak_block = torch.zeros_like(targets)  # its first column
     for cols in blocks(len(weight), VOCAB_BLOCK):
         w, b = weight[cols].to(dtype), None if bias is None else bias[cols].to(dtype)
@@ -121,10 +121,11 @@ def shard_gradients(
     vocab_start: int,
     needs: tuple[bool, bool, bool],
     kept: KeptLogits | None = None,
+    late: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of (hidden, in the compute dtype; weight; bias) from this shard of the vocabulary, where needed.
 
-    `kept`, of these very rows, is spent: its memory becomes the weight's gradient.
+    `kept`, of these very rows, is spent: its memory becomes the weight's gradient. `late` is that of the forward pass.
     """
     if use_triton(hidden, weight, bias):
         from .linear_logprob_triton import shard_gradients_triton
@@ -133,7 +134,6 @@ def shard_gradients(
     need_x, need_w, need_b = needs
     x = hidden.to(normaliser.peak.dtype)
     exact = exact_logits(x, weight, bias, locate(targets, vocab_start, len(weight))[0])
-    late = late_columns(hidden, weight)
     # dz is scale_t (p_tv - 1[v = y_t]) where the slope has one value a row: the scale then goes to [n, H] factors.
     scale = _row_scale(grad, logit_map) if grad.of_logprob_alone and logit_map.softcap is None else None
     x_scaled = x if scale is None else x * scale[:, None]
@@ -199,10 +199,13 @@ class LinearLogprob(torch.autograd.Function):
         kept: KeptLogits | None,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
+        # Once, of all rows: logits that are made again in another order of additions are of another softmax.
+        ctx.late = late_columns(hidden, weight)
         with full_precision(hidden.device):
             local = shard_stats(
-                hidden, weight, bias, targets, logit_map, vocab_start, with_moment=with_entropy, kept=kept
-            )
+                hidden, weight, bias, targets, logit_map, vocab_start, with_moment=with_entropy, kept=kept,
+                late=ctx.late,
+            )  # fmt: skip
         stats = merge_over_ranks(local, tp_group)
         # Nobody sees an entropy that was not asked for. The normaliser are rows of a [5, T].
         remade = (stats.rounded_entropy, *(value.clone() for value in stats.normaliser))
@@ -214,15 +217,16 @@ class LinearLogprob(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(
-        ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None, g_lse: Tensor | None, *_: None
-    ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, _, entropy, *normaliser = ctx.saved_tensors
+        ctx: Any, saved: tuple[Tensor, ...],
+        g_logprob: Tensor | None, g_entropy: Tensor | None, g_lse: Tensor | None, *_: None,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        hidden, weight, bias, targets, _temperature, entropy, *normaliser = saved
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy, g_lse)
         kept = ctx.kept  # a second backward pass makes all logits again
         ctx.kept = None if kept is None else kept.spent()
         found = input_gradients(
             hidden, weight, bias, targets, ctx.logit_map, grad, Normaliser(*normaliser), needs=ctx.needs_input_grad[:3],
-            vocab_start=ctx.vocab_start, tp_group=ctx.tp_group, kept=kept,
+            vocab_start=ctx.vocab_start, tp_group=ctx.tp_group, kept=kept, late=ctx.late,
         )  # fmt: skip
         return *found, None, None, None, None, None, None
 
@@ -240,13 +244,14 @@ def input_gradients(
     vocab_start: int = 0,
     tp_group: dist.ProcessGroup | None = None,
     kept: KeptLogits | None = None,
+    late: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of (hidden, weight, bias) in their dtypes, where needed; of hidden, summed over the ranks."""
     live = grad.live_rows()  # the other rows cost nothing, and a NaN in one of them stays there
     with full_precision(hidden.device):
         dx, dw, db = shard_gradients(
             hidden[live], weight, bias, targets[live], logit_map.select(live), grad.select(live),
-            normaliser.select(live), vocab_start, needs, None if kept is None else kept.select(live),
+            normaliser.select(live), vocab_start, needs, None if kept is None else kept.select(live), late,
         )  # fmt: skip
     if dx is not None:
         if tp_group is not None:
@@ -378,23 +383,3 @@ def locate(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
     column = targets - start
     inside = (column >= 0) & (column < width)
     return torch.where(inside, column, 0), inside
-
-
-def shard_bounds(weight: Tensor, tp_group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """(first token id of this rank's shard, size of the whole vocabulary)."""
-    if tp_group is None:
-        return 0, len(weight)
-    size = torch.tensor([len(weight)], device=weight.device)
-    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(tp_group))]
-    dist.all_gather(sizes, size, group=tp_group)
-    counts = [int(s) for s in sizes]
-    return sum(counts[: dist.get_rank(tp_group)]), sum(counts)
-
-
-def merge_over_ranks(stats: Tensor, tp_group: dist.ProcessGroup | None) -> SoftmaxStats:
-    """Statistics [T] over the whole vocabulary, merged in rank order: bit-equal on every rank."""
-    if tp_group is None:
-        return SoftmaxStats(*stats)
-    shards = [torch.empty_like(stats) for _ in range(dist.get_world_size(tp_group))]
-    dist.all_gather(shards, stats, group=tp_group)
-    return reduce(merge, (SoftmaxStats(*shard) for shard in shards))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .projection import LogitMap, Normaliser, SoftmaxGrad, compute_dtype
+from .checks import Rows
+from .projection import LogitMap, Normaliser, SoftmaxGrad, compute_dtype, late_columns
 
 
 @torch.library.custom_op("siri::linear_logprob", mutates_args=())
@@ -67,11 +68,12 @@ def linear_logprob_graph_backward(
     from .linear_logprob import input_gradients
 
     kept = targets != ignore_index
+    late = late_columns(Rows.of(kept).pick(hidden), weight)  # as the forward pass found them
     upstream = [None if g is None else torch.where(kept, g, 0) for g in (g_logprob, g_entropy, g_lse)]
     logit_map = LogitMap(temperature=temperature if temperature_T is None else temperature_T, softcap=softcap)
     found = input_gradients(
         hidden, weight, bias, targets.long(), logit_map, SoftmaxGrad.from_upstream(entropy, *upstream),
-        Normaliser(peak, total), needs=(needs[0], needs[1], needs[2]),
+        Normaliser(peak, total), needs=(needs[0], needs[1], needs[2]), late=late,
     )  # fmt: skip
     dx, dw, db = (hidden.new_empty(0) if g is None else g.contiguous() for g in found)
     return dx, dw, db

@@ -234,7 +234,7 @@ def linear_policy_loss(
     per_token = {"targets": targets, "advantage": advantage, "temperature": temperature, **given}
     check_projection(hidden, weight, bias, per_token)
     targets = check_targets(targets, len(weight), ignore_index, token_weight)
-    check_denominator(denominator)
+    denominator = check_denominator(denominator)
     check_backend(backend)
     rows, dtype = kept_rows(targets, ignore_index, token_weight), compute_dtype(hidden, weight, bias)
 

@@ -163,7 +163,7 @@ def late_columns(hidden: Tensor, weight: Tensor) -> Tensor | None:
     """
     if hidden.is_cuda or not hidden.numel() or not len(weight) or compute_dtype(hidden, weight) == torch.float64:
         return None
-    of_tokens = some_rows(hidden).float().abs().median(0).values
+    of_tokens = some_rows(hidden).float().abs().nanmedian(0).values
     shares = of_tokens * some_rows(weight).mean(0, dtype=torch.float32).abs()
     late = (shares > LATE_SHARE).nonzero().squeeze(1)
     return late if shares[late].sum() > LATE_OFFSET and len(late) <= MOST_LATE else None
@@ -300,7 +300,8 @@ class SoftmaxGrad(NamedTuple):
         p = -target if g_lse is None else g_lse - target
         if g_entropy is None:
             return cls(target=target, p=p, p_logp=None)
-        return cls(target=target, p=p - g_entropy * entropy, p_logp=-g_entropy)
+        # A row without a gradient stays out, also where it is NaN.
+        return cls(target=target, p=p - torch.where(g_entropy == 0, 0, g_entropy * entropy), p_logp=-g_entropy)
 
     def live_rows(self) -> Tensor | slice:
         """The rows with any gradient."""

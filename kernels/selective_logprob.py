@@ -61,8 +61,10 @@ class SelectiveLogprob(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, g_logprob: Tensor | None, g_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, targets, _, entropy, peak, total = ctx.saved_tensors
+    def backward(
+        ctx: Any, saved: tuple[Tensor, ...], g_logprob: Tensor | None, g_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        logits, targets, _, entropy, peak, total = saved
         grad = SoftmaxGrad.from_upstream(entropy, g_logprob, g_entropy)
         on_triton, dlogits = use_triton(logits), torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         flat = dlogits.view(len(targets), logits.shape[-1])

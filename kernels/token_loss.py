@@ -198,8 +198,8 @@ class TokenLoss(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = zip(ctx.saved_tensors[:3], ctx.dtypes, strict=True)
+    def backward(ctx: Any, saved: tuple[Tensor | None, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = zip(saved[:3], ctx.dtypes, strict=True)
         return (*(None if g is None else scaled(g, grad, dtype) for g, dtype in gradients), *[None] * 7)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from projections import Meter, naive
 from test_distill_loss import DIVERGENCES
 from test_linear_logprob import make
@@ -58,6 +59,17 @@ def test_a_gradient_penalty_is_an_error_to_whoever_asks_for_some_gradients_only(
     (g,) = torch.autograd.grad(value, x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         (value + g.square().sum()).backward(inputs=[asked])
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_checkpoints(name: str, create_graph: bool) -> None:
+    """Without re-entry what is saved can be asked for once: a second time was an error with `create_graph`."""
+    x, w, y = leaves()
+    (expected,) = torch.autograd.grad(OPS[name](x.tanh(), w, y), x)
+    value = torch.utils.checkpoint.checkpoint(lambda x: OPS[name](x.tanh(), w, y), x, use_reentrant=False)
+    (found,) = torch.autograd.grad(value, x, create_graph=create_graph)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", OPS)
