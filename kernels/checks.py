@@ -33,9 +33,7 @@ def check_projection(
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         remedy = ""
         if hidden.ndim > 2:
-            remedy = (
-                f"; flatten the tokens: {prefix}hidden.flatten(0, {hidden.ndim - 2}), and all that has a value a token"
-            )
+            remedy = f"; flatten the tokens here and in all arguments: {prefix}hidden.flatten(0, {hidden.ndim - 2})"
         elif weight.ndim == 2 and hidden.ndim == 2 and hidden.shape[1] == weight.shape[0]:
             remedy = f"; {prefix}weight seems to be transposed"
         raise ValueError(

@@ -62,7 +62,7 @@ def dominated(stats_ptr, stats_stride):
 
 @triton.jit
 def exact_z(raw, softcap, inverse, SOFTCAP: tl.constexpr):
-    """z in float64. With a cap it is small, and float32 will do."""
+    """z in float64; with a cap as exact as float32 makes the target's (cap 90: 1.1e-5, 250: 3.9e-5)."""
     return (
         mapped(raw.to(tl.float32), softcap, inverse, True).to(tl.float64) if SOFTCAP else raw * inverse.to(tl.float64)
     )
@@ -93,7 +93,7 @@ def tile_peak_error_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """The tile with the peak again, in float64. Costs its V / BLOCK_V-th part of the vocabulary, in dominated rows."""
+    """The tile with the peak again, in float64. Each dominated row reads BLOCK_V rows of the weight for itself."""
     row = tl.program_id(0)
     stats_ptr += row
     peak, wanted = dominated(stats_ptr, stats_stride)

@@ -50,7 +50,7 @@ def advantage(**change: Any) -> Any:
         (logprob, {"targets": None}, "^targets is a NoneType; it must be a tensor$"),
         (logprob, {"bias": 0.0}, "^bias is a float; it must be a tensor"),
         (logprob, {"hidden": X.long()}, "^hidden has dtype torch.int64; it must be floating-point$"),
-        (logprob, {"hidden": X[None]}, r"must be \[T, H\] .* with one H; flatten the tokens: hidden.flatten\(0, 1\)"),
+        (logprob, {"hidden": X[None]}, r"with one H; flatten the tokens .*: hidden.flatten\(0, 1\)"),
         (logprob, {"weight": W.t()}, "with one H; weight seems to be transposed$"),
         (logprob, {"targets": Y.to("meta")}, r"^targets is on meta, hidden on cpu; pass targets.to\(hidden.device\)$"),
         (logprob, {"temperature": META}, "^temperature is on meta, hidden on cpu"),
